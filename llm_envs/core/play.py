@@ -1,0 +1,162 @@
+"""The rules of play that single and vector environments share."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from llm_envs.core.spaces import Text
+from llm_envs.core.task import Episode, Outcome, Task
+from llm_envs.datasets.splits import did_you_mean
+
+Info = dict[str, Any]
+RewardRange = tuple[float, float]
+
+
+def make_task(task: str | type[Task[Any]] | Task[Any], arguments: Mapping[str, Any]) -> Task[Any]:
+    """Return the task, making it from ``"module:Class"`` or a class where need be.
+
+    Raises:
+        TypeError: An argument is unknown to the task; the message lists the known ones.
+        ValueError: The data set is empty.
+    """
+    if isinstance(task, Task):
+        if arguments:
+            raise TypeError(f"A finished task takes no arguments, but {sorted(arguments)} came.")
+        return task
+    cls = task
+    if isinstance(cls, str):
+        module, _, name = cls.partition(":")
+        cls = getattr(importlib.import_module(module), name)
+    known = [p for p in inspect.signature(cls).parameters if p != "self"]
+    for name in arguments:
+        if name not in known:
+            choices = [*known, "reward_range", "render_mode"]
+            raise TypeError(
+                f"{cls.__name__} has no argument {name!r}.{did_you_mean(name, choices)} "
+                f"It takes {', '.join(choices)}."
+            )
+    made = cls(**arguments)
+    made.recipe = (task, dict(arguments))
+    if not len(made.examples):
+        raise ValueError(f"{cls.__name__} has no example for the arguments {dict(arguments)}.")
+    return made
+
+
+def check_reward_range(reward_range: RewardRange) -> RewardRange:
+    """Return the range as two floats.
+
+    Raises:
+        ValueError: It is not two finite numbers in ascending order.
+    """
+    try:
+        low, high = (float(r) for r in reward_range)
+    except (TypeError, ValueError):
+        low, high = math.nan, math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(
+            f"reward_range is {reward_range!r}, but it has to be two finite numbers, the reward of "
+            "score 0 and, above it, that of score 1; for example (-1.0, 1.0)."
+        )
+    return low, high
+
+
+def find_example(task: Task[Any], wanted: str | int | None, rng: np.random.Generator) -> Any:
+    """Return the example that was asked for, by id or index, or else a random one.
+
+    The generator is drawn from in either case, so that asking for an example changes no later one.
+    """
+    index = int(rng.integers(len(task.examples)))
+    if wanted is None:
+        return task.examples[index]
+    if isinstance(wanted, str):
+        for example in task.examples:
+            if example.id == wanted:
+                return example
+        near = did_you_mean(wanted, [e.id for e in task.examples])
+        raise ValueError(f"No example of this split has the id {wanted!r}.{near}")
+    if not 0 <= wanted < len(task.examples):
+        raise ValueError(
+            f"Example {wanted} does not exist: the split has the examples 0 to "
+            f"{len(task.examples) - 1}."
+        )
+    return task.examples[wanted]
+
+
+def begin(
+    task: Task[Any], rng: np.random.Generator, wanted: str | int | None = None
+) -> Episode[Any]:
+    """Open a new episode; every reset draws exactly two numbers from ``rng``."""
+    example = find_example(task, wanted, rng)
+    return task.begin(example, np.random.default_rng(int(rng.integers(2**63))))
+
+
+def check_options(options: Mapping[str, Any] | None, known: tuple[str, ...]) -> Mapping[str, Any]:
+    """Return the options of a reset, refusing unknown ones."""
+    for name in options or {}:
+        if name not in known:
+            raise ValueError(
+                f"reset has no option {name!r}.{did_you_mean(name, known)} "
+                f"It takes {', '.join(known)}."
+            )
+    return options or {}
+
+
+def check_action(space: gym.Space[Any], action: Any) -> Any:
+    """Return the action as a plain value of the space.
+
+    Raises:
+        ValueError: It lies outside the space.
+    """
+    if isinstance(space, Text):
+        if not isinstance(action, str):
+            raise ValueError(
+                f"An action of this environment is a string, but {type(action).__name__} came. "
+                "Decode token ids to text first."
+            )
+        if len(action) > space.max_length:
+            raise ValueError(
+                f"The action has {len(action):,} characters and the limit is "
+                f"{space.max_length:,}. Limit the number of generated tokens."
+            )
+        return str(action)
+    if not space.contains(action):
+        raise ValueError(f"The action {action!r} does not lie in {space}.")
+    return int(action) if isinstance(space, gym.spaces.Discrete) else action
+
+
+def apply(task: Task[Any], episode: Episode[Any], action: Any, outcome: Outcome) -> None:
+    """Move the episode on by one scored action."""
+    episode.turn += 1
+    task.proceed(episode, action, outcome)
+
+
+def reward(outcome: Outcome, reward_range: RewardRange) -> float:
+    """Map the score linearly from [0, 1] to the range; an unscored step has its own reward."""
+    if outcome.score is None:
+        return float(outcome.reward)
+    low, high = reward_range
+    return low + (high - low) * outcome.score
+
+
+def info_of(episode: Episode[Any], outcome: Outcome | None = None) -> Info:
+    """Return a fresh info dict: where the episode stands and, after a step, what was earned."""
+    info: Info = {
+        "example_id": episode.example.id,
+        "turn": episode.turn,
+        "messages": [dict(m) for m in episode.messages],
+    }
+    if outcome is not None:
+        if outcome.score is not None:
+            info["score"] = float(outcome.score)
+            info |= {f"score/{part}": float(value) for part, value in outcome.parts.items()}
+        if outcome.best_score is not None:
+            info["best_score"] = float(outcome.best_score)
+        info["feedback"] = outcome.feedback
+    return info

@@ -1,0 +1,36 @@
+"""How an environment gets its id."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+
+from llm_envs.core.task import Task
+
+_IDS: list[str] = []
+
+
+def register(id: str, task: str | type[Task[Any]]) -> None:
+    """Register a task as a Gymnasium environment, under ``id`` and ``llm_envs/<id>``.
+
+    Args:
+        id: Name and version, for example ``"DialogueQA-v0"``.
+        task: The task's class or ``"module:Class"``, which is imported when first used.
+    """
+    if isinstance(task, type) and task.__module__ != "__main__":
+        task = f"{task.__module__}:{task.__qualname__}"
+    for name in (id, f"llm_envs/{id}"):
+        gym.register(
+            id=name,
+            entry_point="llm_envs.core.env:TextEnv",
+            vector_entry_point="llm_envs.core.vector:TextVectorEnv",
+            kwargs={"task": task},
+        )
+    if id not in _IDS:
+        _IDS.append(id)
+
+
+def registered_ids() -> tuple[str, ...]:
+    """Return the bare ids of every registered environment of the suite, in order."""
+    return tuple(_IDS)
