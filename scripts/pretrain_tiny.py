@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 import tyro
-from pretraining_text import Segment, Sessions, Summaries, Talk
+from pretraining_text import Drills, Segment, Sessions, Summaries, Talk
 from rich.console import Console
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
@@ -117,14 +117,15 @@ def encode(segments: list[Segment], tokenizer: PreTrainedTokenizerFast) -> tuple
 
 
 def batches(
-    samplers: list[tuple[float, Sampler]],
+    samplers: list[Sampler],
+    mixture: Callable[[], list[float]],
     tokenizer: PreTrainedTokenizerFast,
     batch_tokens: int,
     rng: random.Random,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches of similar lengths: ids and weights, both (rows, length)."""
     while True:
-        drawn = rng.choices([s for _, s in samplers], [w for w, _ in samplers], k=256)
+        drawn = rng.choices(samplers, mixture(), k=256)
         pool = sorted((encode(s(rng), tokenizer) for s in drawn), key=lambda p: len(p[0]))
         pool = [(i[:640], w[:640]) for i, w in pool]
         groups: list[list[tuple[Tensor, Tensor]]] = [[]]
@@ -199,17 +200,14 @@ def main(a: Arguments) -> None:
     documents = load_documents(split="train").records
     documents = tuple(d for d in documents if len(d.text) < 1200)
     shown = films()
-    samplers: list[tuple[float, Sampler]] = [
-        (0.70, Talk(dialogues)),
-        (0.20, Summaries(documents)),
-        (0.10, Sessions(shown)),
-    ]
+    talk = Talk(dialogues)
+    samplers: list[Sampler] = [talk, Summaries(documents), Sessions(shown), Drills(talk)]
     folder = a.work / "tokenizer"
     if folder.exists():
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     else:
-        rng = random.Random(a.seed)
-        texts = [s.text for _, f in samplers for _ in range(6_000) for s in f(rng)]
+        texts_rng = random.Random(a.seed)
+        texts = [s.text for f in samplers[:3] for _ in range(6_000) for s in f(texts_rng)]
         tokenizer = train_tokenizer(texts, a.vocabulary)
         tokenizer.save_pretrained(folder)
     model = LlamaForCausalLM(
@@ -257,8 +255,14 @@ def main(a: Arguments) -> None:
         torch.save(state, temporary)
         os.replace(temporary, checkpoint)
 
+    def mixture() -> list[float]:
+        # Drills fade from 60 % to 3 % over the first third.
+        drills = 0.03 + 0.57 * max(0.0, 1 - 3 * spent / (a.minutes * 60))
+        return [*((1 - drills) * share for share in (0.72, 0.20, 0.08)), drills]
+
     base = [g["lr"] for o in optims for g in o.param_groups]
-    stream = batches(samplers, tokenizer, a.batch_tokens, random.Random(f"{a.seed}/{step}"))
+    rng = random.Random(f"{a.seed}/{step}")
+    stream = batches(samplers, mixture, tokenizer, a.batch_tokens, rng)
     smooth, saved_at = 0.0, spent
     while spent < a.minutes * 60:
         began = time.perf_counter()

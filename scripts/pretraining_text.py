@@ -133,7 +133,7 @@ class Talk:
             for name in names
         ]
         facts = (4, 6) if count == 1 else (3, 4)
-        talk = render(entities, "train", rng, turns=rng.randint(3, 6), facts=facts)
+        talk = render(entities, "train", rng, turns=rng.randint(4, 9), facts=facts)
         turns = tuple(Turn(t.question, t.answers) for t in talk.turns)
         return Dialogue("made up", talk.passage, turns, "made up")
 
@@ -149,6 +149,34 @@ class Talk:
             words = style(ANSWER_STYLES, rng)
             segments.append(Segment(words.format(a=answer), assistant=True))
             said = reply(words == " {a}", turn.answers[0]) + " "
+        return segments
+
+
+class Drills:
+    """Exercises in reading: say a list again, look a word up.
+
+    A small model spends most of its first hour on finding out that text can be copied; drills
+    show it in minutes.
+    """
+
+    def __init__(self, talk: Talk) -> None:
+        self.talk = talk
+
+    def _word(self, rng: random.Random) -> str:
+        return self.talk._name(rng.choice(("country", "noun")), rng)
+
+    def __call__(self, rng: random.Random) -> list[Segment]:
+        """Return one exercise."""
+        if rng.random() < 0.5:
+            words = " ".join(self._word(rng) for _ in range(rng.randint(3, 16)))
+            return [Segment(say(f"Repeat: {words}"), False), Segment(f" {words}", True)]
+        table = {self._word(rng): self._word(rng) for _ in range(rng.randint(2, 10))}
+        said = " ".join(f"{key} is {value}." for key, value in table.items()) + "\n"
+        segments = []
+        for i, key in enumerate(rng.choices(list(table), k=rng.randint(3, 8))):
+            segments.append(Segment(("\n" if i else "") + say(f"{said}{key}?"), False))
+            segments.append(Segment(f" {table[key]}", True))
+            said = "That's right, thank you. "
         return segments
 
 

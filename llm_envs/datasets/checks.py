@@ -50,7 +50,7 @@ class Loaded(Generic[T]):
     reasons: tuple[str, ...] = ()
 
 
-class BadRecord(Exception):
+class BadRecordError(Exception):
     """A record that cannot be used; ``field`` is its path inside the record, or ``""``."""
 
     def __init__(self, field: str, problem: str) -> None:
@@ -58,9 +58,9 @@ class BadRecord(Exception):
         self.field = field
         self.problem = problem
 
-    def within(self, outer: str) -> BadRecord:
+    def within(self, outer: str) -> BadRecordError:
         """Return the same error, as seen from the object that holds this one at ``outer``."""
-        return BadRecord(f"{outer}.{self.field}" if self.field else outer, self.problem)
+        return BadRecordError(f"{outer}.{self.field}" if self.field else outer, self.problem)
 
 
 class Raw(NamedTuple):
@@ -186,10 +186,10 @@ class Collector(Generic[T]):
         with _paused_garbage_collection():
             for place, value in raws:
                 try:
-                    if isinstance(value, BadRecord):
+                    if isinstance(value, BadRecordError):
                         raise value
                     self._keep(parse(value), default_split, (name, place))
-                except BadRecord as bad:
+                except BadRecordError as bad:
                     self._refuse(_reason(name, place, bad))
 
     def _refuse(self, reason: str) -> None:
@@ -205,7 +205,7 @@ class Collector(Generic[T]):
         record, key, stated = entry
         earlier = self._place_of_id.get(record.id)
         if earlier is not None:
-            raise BadRecord(
+            raise BadRecordError(
                 "id",
                 f"is {shown(record.id)}, as in {_relative(earlier, place)}. Give each record an id "
                 "of its own.",
@@ -216,7 +216,7 @@ class Collector(Generic[T]):
             # A published split: its scores stay comparable, but its users are told.
             self._divided += 1
         elif split_before != split:
-            raise BadRecord(
+            raise BadRecordError(
                 "split",
                 f"is {split!r}, but {_relative(place_before, place)}, of the same unit or content "
                 f"({shown(key)}), is in {split_before!r}: the one would be evaluated after "
@@ -274,7 +274,7 @@ def _relative(place: tuple[str, str], seen_from: tuple[str, str]) -> str:
     return place[1] if place[0] == seen_from[0] else ", ".join(place)
 
 
-def _reason(name: str, place: str, bad: BadRecord) -> str:
+def _reason(name: str, place: str, bad: BadRecordError) -> str:
     if not bad.field:
         return f"{name}: {place} {bad.problem}"
     # In official files the place and the field join to one JSON path.
@@ -308,13 +308,13 @@ def each_of(values: Sequence[object], name: str, parse: Callable[[object], V]) -
     """Parse the elements of the list ``name``; an error in one tells its index.
 
     Raises:
-        BadRecord: ``parse`` raised it.
+        BadRecordError: ``parse`` raised it.
     """
     parsed = []
     for index, value in enumerate(values):
         try:
             parsed.append(parse(value))
-        except BadRecord as bad:
+        except BadRecordError as bad:
             raise bad.within(f"{name}[{index}]") from None
     return parsed
 
@@ -323,47 +323,47 @@ def object_of(value: object) -> dict[str, object]:
     """Return ``value`` if it is a JSON object.
 
     Raises:
-        BadRecord: It is not.
+        BadRecordError: It is not.
     """
     if isinstance(value, dict):
         return value
-    raise BadRecord("", f"is {shown(value)} instead of a JSON object.")
+    raise BadRecordError("", f"is {shown(value)} instead of a JSON object.")
 
 
 def list_of(record: Mapping[str, object], name: str) -> list[object]:
     """Return the field ``name``, a list with at least one element.
 
     Raises:
-        BadRecord: It is missing, of another type, or empty.
+        BadRecordError: It is missing, of another type, or empty.
     """
     value = record.get(name)
     if isinstance(value, list) and value:
         return value
     _require(record, name)
     if isinstance(value, list):
-        raise BadRecord(name, "is an empty list. Give at least one element.")
+        raise BadRecordError(name, "is an empty list. Give at least one element.")
     cure = f" Write [{json.dumps(value)[:60]}]." if isinstance(value, str) else ""
-    raise BadRecord(name, f"is {shown(value)} instead of a list.{cure}")
+    raise BadRecordError(name, f"is {shown(value)} instead of a list.{cure}")
 
 
 def text_of(record: Mapping[str, object], name: str) -> str:
     """Return the field ``name``, a string with more in it than whitespace.
 
     Raises:
-        BadRecord: It is missing, of another type, or blank.
+        BadRecordError: It is missing, of another type, or blank.
     """
     value = record.get(name)
     if isinstance(value, str) and value.strip():
         return value
     _require(record, name)
-    raise BadRecord(name, _text_problem(value))
+    raise BadRecordError(name, _text_problem(value))
 
 
 def texts_of(record: Mapping[str, object], name: str) -> tuple[str, ...]:
     """Return the field ``name``, a list of strings, each once, in their order.
 
     Raises:
-        BadRecord: It is missing, of another type, empty, or holds something else or blank text.
+        BadRecordError: It is missing, of another type, empty, or holds something but texts.
     """
     values = list_of(record, name)
     try:
@@ -374,7 +374,7 @@ def texts_of(record: Mapping[str, object], name: str) -> tuple[str, ...]:
         pass  # An element is no string; which one is said below.
     for index, value in enumerate(values):
         if not isinstance(value, str) or not value.strip():
-            raise BadRecord(f"{name}[{index}]", _text_problem(value))
+            raise BadRecordError(f"{name}[{index}]", _text_problem(value))
     raise AssertionError("Texts were refused although each of them is good.")
 
 
@@ -385,7 +385,7 @@ def identity_of(record: Mapping[str, object], content: str) -> tuple[str, str, s
     key is the unit if the record names one, else its content.
 
     Raises:
-        BadRecord: One of them is of another type, or the split does not exist.
+        BadRecordError: One of them is of another type, or the split does not exist.
     """
     number = record.get("id")
     is_number = isinstance(number, int) and not isinstance(number, bool)
@@ -393,7 +393,7 @@ def identity_of(record: Mapping[str, object], content: str) -> tuple[str, str, s
     unit = text_of(record, "unit") if record.get("unit") is not None else None
     split = record.get("split")
     if split is not None and (not isinstance(split, str) or split not in SPLITS):
-        raise BadRecord(
+        raise BadRecordError(
             "split",
             f"is {shown(split)}.{did_you_mean(split, SPLITS)} Use one of {listed(SPLITS)}, or "
             "leave it out.",
@@ -424,7 +424,7 @@ def _require(record: Mapping[str, object], name: str) -> None:
         return
     near = next((other for other in record if did_you_mean(other, [name])), None)
     hint = f" Is {near!r} meant for it?" if near is not None else ""
-    raise BadRecord(name, f"is missing: the record is {shown(dict(record))}.{hint}")
+    raise BadRecordError(name, f"is missing: the record is {shown(dict(record))}.{hint}")
 
 
 def _text_problem(value: object) -> str:

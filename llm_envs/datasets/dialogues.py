@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from llm_envs.datasets.checks import (
-    BadRecord,
+    BadRecordError,
     Entry,
     HubSchema,
     Kind,
@@ -101,7 +101,7 @@ def _read_squad(articles: Sequence[object]) -> Iterator[Raw]:
             article = object_of(value)
             title = text_of(article, "title")
             paragraphs = list_of(article, "paragraphs")
-        except BadRecord as bad:
+        except BadRecordError as bad:
             yield Raw(place, bad)
             continue
         for index, paragraph in enumerate(paragraphs):
@@ -125,7 +125,7 @@ def _parse_squad_question(value: object) -> Turn:
     question = text_of(qa, "question")
     impossible = qa.get("is_impossible", False)
     if not isinstance(impossible, bool):
-        raise BadRecord("is_impossible", f"is {shown(impossible)} instead of true or false.")
+        raise BadRecordError("is_impossible", f"is {shown(impossible)} instead of true or false.")
     if impossible:
         return Turn(question, (UNKNOWN,))
     answers = each_of(
@@ -147,7 +147,7 @@ def _read_squad_rows(rows: Iterable[Mapping[str, object]], split: str) -> Iterat
         unit = title if isinstance(title, str) and title.strip() else context
         try:
             qas = [_squad_question(row, f"{split}-{number}") for number, row in numbered]
-        except BadRecord as bad:
+        except BadRecordError as bad:
             yield Raw(place, bad)
         else:
             yield Raw(place, (unit, {"context": context, "qas": qas}))
@@ -185,7 +185,7 @@ def _parse_coqa(value: object) -> Entry[Dialogue]:
     try:
         additional = object_of(record.get("additional_answers") or {})
         annotators += [_coqa_answers(additional, name, turn_ids) for name in additional]
-    except BadRecord as bad:
+    except BadRecordError as bad:
         raise bad.within("additional_answers") from None
     turns = tuple(
         Turn(question, tuple(dict.fromkeys(answer for answer in answers if answer)))
@@ -206,14 +206,14 @@ def _coqa_answers(record: Mapping[str, object], name: str, turn_ids: Sequence[ob
 
     answers = each_of(list_of(record, name), name, parse)
     if len(answers) != len(turn_ids):
-        raise BadRecord(
+        raise BadRecordError(
             name,
             f"has {len(answers)} elements, but there are {len(turn_ids)} questions. Give one "
             "answer for each question.",
         )
     for index, ((_, turn_id), expected) in enumerate(zip(answers, turn_ids, strict=True)):
         if turn_id != expected:
-            raise BadRecord(
+            raise BadRecordError(
                 f"{name}[{index}].turn_id",
                 f"is {shown(turn_id)}, but the question's is {shown(expected)}. Put questions and "
                 "answers in the same order.",
@@ -241,7 +241,7 @@ def _read_coqa_rows(rows: Iterable[Mapping[str, object]], split: str) -> Iterato
                     name: texts for name in others if (texts := _coqa_column(others, name))
                 },
             }
-        except BadRecord as bad:
+        except BadRecordError as bad:
             value = bad
         yield Raw(f"{split}[{number}]", value)
 
@@ -256,7 +256,7 @@ def _column(row: Mapping[str, object], column: str, name: str) -> list[object]:
     if isinstance(value, Mapping):
         value = value.get(name)
     if not isinstance(value, list):
-        raise BadRecord(column, f"is {shown(row[column])} instead of a list of {name!r}.")
+        raise BadRecordError(column, f"is {shown(row[column])} instead of a list of {name!r}.")
     return [item.get(name) if isinstance(item, Mapping) else item for item in value]
 
 

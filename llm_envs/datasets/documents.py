@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from llm_envs.datasets.checks import (
-    BadRecord,
+    BadRecordError,
     Entry,
     HubSchema,
     Kind,
@@ -81,7 +81,7 @@ def _parse_jsonl(value: object) -> Entry[Document]:
     elif "summaries" not in record:
         summaries = (text_of(record, "summary"),)
     else:
-        raise BadRecord("summary", "stands beside 'summaries'. Keep one of the two.")
+        raise BadRecordError("summary", "stands beside 'summaries'. Keep one of the two.")
     return Entry(Document(record_id, text, summaries, unit), key, split)
 
 

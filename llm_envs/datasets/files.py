@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from llm_envs.datasets.checks import (
-    BadRecord,
+    BadRecordError,
     Collector,
     Entry,
     Kind,
@@ -218,13 +218,13 @@ def _json_line(line: str | bytes) -> object:
     try:
         return json.loads(line if isinstance(line, str) else line.decode())
     except UnicodeDecodeError as error:
-        return BadRecord("", f"is not UTF-8 text ({_byte(error)}). Save the file as UTF-8.")
+        return BadRecordError("", f"is not UTF-8 text ({_byte(error)}). Save the file as UTF-8.")
     except json.JSONDecodeError as error:
-        return BadRecord(
+        return BadRecordError(
             "", f"is not JSON ({error.msg}, column {error.colno}). Write one JSON object a line."
         )
     except (ValueError, RecursionError) as error:
-        return BadRecord("", f"is not usable JSON ({error}). Write one JSON object a line.")
+        return BadRecordError("", f"is not usable JSON ({error}). Write one JSON object a line.")
 
 
 def _byte(error: UnicodeDecodeError) -> str:

@@ -12,55 +12,34 @@ may be used for research, not commercially; the terms stand beside the embedded 
 
 from __future__ import annotations
 
-import csv
-import gzip
-import hashlib
-import io
-import re
 import warnings
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from operator import index
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, SupportsIndex, cast
+from typing import Any, Final, Literal, NamedTuple, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from llm_envs.datasets.movielens_files import (
+    FORMATS,
+    HIGHEST,
+    LOWEST,
+    STEP,
+    find_files,
+    read_files,
+)
 from llm_envs.datasets.splits import SPLITS, Split, check_split, did_you_mean, split_of
+
+__all__ = ["EMBEDDED", "FORMATS", "LIKED_FROM", "FilmStatistics", "Ratings", "load_movielens"]
 
 EMBEDDED: Final[Traversable] = files("llm_envs") / "datasets" / "embedded" / "movielens_small"
 """The folder of the embedded set: MovieLens latest-small of 2016."""
 
 LIKED_FROM: Final = 4.0
-"""A rating of this many stars or more is a click."""
-
-FORMATS: Final = {
-    "movielens_csv": ("ratings.csv", "movies.csv"),
-    "movielens_100k": ("u.data", "u.item"),
-}
-"""The folder formats: the name of each, and the files it is recognised by (or the same + .gz)."""
-
-# The 19 flags at the end of a line of u.item, as the set's own u.genre lists them. "Children's"
-# takes the name it has in every later set, so that a genre is one word whatever the folder.
-# fmt: off
-_FLAGS: Final = (
-    "unknown", "Action", "Adventure", "Animation", "Children", "Comedy", "Crime", "Documentary",
-    "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi",
-    "Thriller", "War", "Western",
-)
-# fmt: on
-_NO_GENRES: Final = ("", "(no genres listed)")
-# "(V)" marks films made for video in u.item.
-_TITLE_WITH_YEAR: Final = re.compile(r"(.*\S)\s*\((\d{4})\)(?: \(V\))?\s*")
-_RELEASE_DATE: Final = re.compile(r"\d{1,2}-[A-Za-z]{3}-(\d{4})")
-_STEP: Final = 0.5  # ratings are half stars,
-_LOWEST: Final = 0.5  # from half a star
-_HIGHEST: Final = 5.0  # to five
-_TOO_LARGE: Final = 2**53  # for an id or a time; beyond it, floats of other tools lose digits
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +180,7 @@ class FilmStatistics:
         mine = np.isin(ratings.users, training)
         rows, films = np.searchsorted(training, ratings.users[mine]), ratings.movies[mine]
         # Whole numbers, so that taking a user's own ratings away again leaves no rounding error.
-        stars = np.rint(ratings.rating[mine] / _STEP).astype(np.int64)
+        stars = np.rint(ratings.rating[mine] / STEP).astype(np.int64)
         values = stars if of_what == "stars" else ratings.clicked[mine].astype(np.int64)
         n_films, n_users = len(ratings.movie_ids), len(training)
         keys = rows * n_films + films
@@ -235,7 +214,7 @@ class FilmStatistics:
         row, _ = _find(self._users, np.asarray(user, dtype=np.int64))
         count, total = self._all
         counts, totals = count - self._user_counts[row], total - self._user_totals[row]
-        middle = (_LOWEST + _HIGHEST) / 2 if self.of_what == "stars" else 0.5
+        middle = (LOWEST + HIGHEST) / 2 if self.of_what == "stars" else 0.5
         return np.where(counts > 0, self._unit * totals / np.maximum(counts, 1), middle)
 
     def for_user(
@@ -268,7 +247,7 @@ class FilmStatistics:
 
     @property
     def _unit(self) -> float:
-        return _STEP if self.of_what == "stars" else 1.0
+        return STEP if self.of_what == "stars" else 1.0
 
 
 def _sums(index: NDArray[np.int64], values: NDArray[np.int64], size: int) -> NDArray[np.int64]:
@@ -287,7 +266,7 @@ def _find(
     return np.where(found, place, len(ascending) - 1), found
 
 
-# --- reading a folder ----------------------------------------------------------------------------
+# --- loading -------------------------------------------------------------------------------------
 
 
 def load_movielens(
@@ -296,7 +275,7 @@ def load_movielens(
     skip_bad_lines: bool = False,
     dataset_format: str | None = None,
 ) -> Ratings:
-    """Read a folder of MovieLens data in either official format, recognised by its files.
+    """Load a folder of MovieLens data in either official format, recognised by its files.
 
     - ``ratings.csv`` and ``movies.csv`` (MovieLens 20M and every later set): UTF-8,
       comma-separated, with a header; the year stands at the end of the title.
@@ -304,380 +283,91 @@ def load_movielens(
       and a release date. "Children's" becomes "Children", as in the other sets.
 
     Either file may be gzipped (``.gz`` added to its name); the plain one is read if both are
-    there. Films that nobody rated are kept.
+    there. Films that nobody rated are kept. A folder is read once a process, unless its files
+    change.
 
     Args:
-        folder: The folder, on disk or inside a package or an archive.
-        skip_bad_lines: Leave malformed lines out, count them on the result and warn once, instead
-            of refusing the file at the first one.
+        folder: ``"movielens_small"``, the embedded set; or a folder, on disk or inside a package
+            or an archive.
+        skip_bad_lines: Leave malformed lines out, count them on the result and warn of them,
+            instead of refusing the file at the first one.
         dataset_format: ``"movielens_csv"`` or ``"movielens_100k"``, for a folder that holds both.
 
     Raises:
         FileNotFoundError: The folder, or a file of it, is missing.
         ValueError: A line is malformed (the message names file, line, field, cause and cure), or
-            no rating is left, or the folder's format cannot be told.
+            no rating is left, or the folder's format cannot be told, or there is no set of this
+            name.
     """
-    root = Path(folder) if isinstance(folder, str) else folder
-    lines = _BadLines(skip=skip_bad_lines)
-    ratings_file, movies_file = _recognise(root, dataset_format)
-    is_csv = ratings_file.name.startswith("ratings.csv")
+    one, other = find_files(_folder(folder), dataset_format)
+    if isinstance(one, Path) and isinstance(other, Path):
+        ratings, complaint = _load_once(_stamped(one), _stamped(other), skip_bad_lines)
+    else:  # inside an archive, where no time of change is known
+        ratings, complaint = _load(one, other, skip_bad_lines)
+    if complaint:
+        warnings.warn(complaint, stacklevel=2)
+    return ratings
 
-    movies_data, movies_hash = _read(movies_file)
-    ratings_data, ratings_hash = _read(ratings_file)
-    # Bytes that are not UTF-8 become lone surrogates, and the lines that hold one are refused.
-    ratings_text = ratings_data.decode("utf-8", "surrogateescape")
-    if is_csv:
-        movies_text = movies_data.decode("utf-8", "surrogateescape")
-        _check_header(movies_text, movies_file.name, _CSV_FIELDS)
-        _check_header(ratings_text, ratings_file.name, _RATING_FIELDS)
-        parse, separator = _film_of_csv, ","
-    else:
-        movies_text = movies_data.decode("latin-1")
-        parse, separator = _film_of_item, "\t"
 
-    films = _films(movies_text, movies_file.name, parse, is_csv, lines)
-    movie_ids = np.array(sorted(films), dtype=np.int64)
-    table = _ratings(ratings_text, ratings_file.name, separator, is_csv, movie_ids, lines)
-    lines.warn()
-    if not len(table):
-        raise ValueError(
-            f"{ratings_file.name} holds no good rating. Pass a folder whose ratings file has some."
-        )
+def _folder(folder: str | Path | Traversable) -> Path | Traversable:
+    """Return the folder that is meant; `find_files` sees whether it is one."""
+    if not isinstance(folder, str):
+        return folder
+    if folder == EMBEDDED.name:
+        return EMBEDDED
+    try:
+        path = Path(folder).expanduser()
+        if path.exists():
+            return path
+    except (OSError, ValueError, RuntimeError):
+        pass  # No path at all: too long, a NUL inside, the home of nobody.
+    raise ValueError(
+        f"Dataset {folder[:80]!r} is neither an embedded set of ratings nor an existing folder."
+        f"{did_you_mean(folder, [EMBEDDED.name])} The embedded set is {EMBEDDED.name!r}; the path "
+        f"of a folder that holds {' or '.join(' and '.join(parts) for parts in FORMATS.values())} "
+        "is taken too."
+    )
 
-    users, movies = table["user"].copy(), np.searchsorted(movie_ids, table["movie"])
-    times = table["timestamp"].copy()
-    order = np.lexsort((movies, times, users))
-    ordered = [films[movie] for movie in movie_ids.tolist()]
-    return Ratings(
-        users=users[order],
+
+class _Stamped(NamedTuple):
+    """A file as the cache knows it: written again, it is another one."""
+
+    path: Path
+    modified_ns: int
+    size: int
+
+
+def _stamped(file: Path) -> _Stamped:
+    status = file.stat()
+    return _Stamped(file.absolute(), status.st_mtime_ns, status.st_size)
+
+
+def _load(
+    ratings_file: Path | Traversable, movies_file: Path | Traversable, skip_bad_lines: bool
+) -> tuple[Ratings, str]:
+    """Return the ratings and what is to be said of skipped lines."""
+    content = read_files(ratings_file, movies_file, skip_bad_lines=skip_bad_lines)
+    table, films = content.ratings, content.films
+    movie_ids = np.array([film.id for film in films], dtype=np.int64)
+    movies = np.searchsorted(movie_ids, table["movie"])
+    order = np.lexsort((movies, table["timestamp"], table["user"]))
+    ratings = Ratings(
+        users=table["user"][order],
         movies=movies[order],
         rating=table["rating"].astype(np.float32)[order],
-        timestamp=times[order],
+        timestamp=table["timestamp"][order],
         movie_ids=movie_ids,
-        titles=tuple(film.title for film in ordered),
-        years=tuple(film.year for film in ordered),
-        genres=tuple(film.genres for film in ordered),
-        sha256={ratings_file.name: ratings_hash, movies_file.name: movies_hash},
-        skipped_lines=lines.count,
+        titles=tuple(film.title for film in films),
+        years=tuple(film.year for film in films),
+        genres=tuple(film.genres for film in films),
+        sha256=content.sha256,
+        skipped_lines=content.skipped_lines,
     )
+    return ratings, content.complaint
 
 
-def _recognise(
-    root: Path | Traversable, dataset_format: str | None
-) -> tuple[Path | Traversable, Path | Traversable]:
-    """Return the ratings file and the films file of a folder."""
-    if dataset_format is not None and dataset_format not in FORMATS:
-        raise ValueError(
-            f"Dataset format {dataset_format!r} does not exist."
-            f"{did_you_mean(dataset_format, FORMATS)} Use one of {', '.join(FORMATS)}."
-        )
-    expected = " or ".join(f"{ratings} and {movies}" for ratings, movies in FORMATS.values())
-    if not root.is_dir():
-        raise FileNotFoundError(
-            f"{root} is no folder. Pass the folder that holds {expected} (unpack an archive first)."
-        )
-    found = {
-        name: [_plain_or_gzipped(root, part) for part in parts]
-        for name, parts in FORMATS.items()
-        if dataset_format in (None, name)
-    }
-    begun = {name: parts for name, parts in found.items() if any(parts)}
-    complete = [parts for parts in begun.values() if all(parts)]
-    if len(complete) > 1:
-        raise ValueError(
-            f"{root} holds two data sets, {expected}. "
-            f"Pass dataset_format= {' or '.join(map(repr, FORMATS))} to say which."
-        )
-    if complete:
-        ratings, movies = complete[0]
-        return cast("tuple[Path, Path]", (ratings, movies))
-    for name, parts in begun.items():
-        has, lacks = sorted(
-            FORMATS[name], key=lambda part: parts[FORMATS[name].index(part)] is None
-        )
-        raise FileNotFoundError(f"{root} holds {has} but no {lacks}. Put {lacks} beside it.")
-    raise FileNotFoundError(f"{root} holds no MovieLens data. Expected are {expected}.")
-
-
-def _plain_or_gzipped(root: Path | Traversable, name: str) -> Path | Traversable | None:
-    candidates = (root.joinpath(name), root.joinpath(f"{name}.gz"))
-    return next((file for file in candidates if file.is_file()), None)
-
-
-def _read(file: Path | Traversable) -> tuple[bytes, str]:
-    """Return a file's content, unpacked and without a byte order mark, and its stored hash."""
-    stored = file.read_bytes()
-    data = stored
-    if file.name.endswith(".gz"):
-        try:
-            data = gzip.decompress(stored)
-        except (OSError, EOFError, ValueError) as error:
-            raise ValueError(
-                f"{file.name} cannot be unpacked ({error}). Fetch or pack the file again."
-            ) from error
-    return data.removeprefix(b"\xef\xbb\xbf"), hashlib.sha256(stored).hexdigest()
-
-
-@dataclass
-class _BadLines:
-    """Refuses malformed lines, or counts them where they are to be skipped."""
-
-    skip: bool
-    count: int = 0
-    first: str = ""
-
-    def add(self, file: str, number: int, problem: _MalformedError) -> None:
-        message = f"{file}, line {number}, field {problem.field}: {problem}"
-        if not self.skip:
-            raise ValueError(
-                f"{message} Or pass skip_bad_lines=True to leave such lines out and count them."
-            ) from None
-        self.count += 1
-        self.first = self.first or message
-
-    def warn(self) -> None:
-        if self.count:
-            warnings.warn(
-                f"Skipped {self.count} bad line(s). The first: {self.first}", stacklevel=3
-            )
-
-
-class _MalformedError(Exception):
-    """A field of a line is not as it should be; the text says what is wrong and the cure."""
-
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(problem)
-        self.field = field
-
-
-def _numbered_lines(text: str, *, skip_rows: int) -> Iterator[tuple[int, str]]:
-    """Yield each line that is not blank with its number (the first is 1), after a header.
-
-    Not str.splitlines, which also breaks at characters that can stand in a title.
-    """
-    for number, line in enumerate(text.split("\n"), start=1):
-        line = line.removesuffix("\r")
-        if number > skip_rows and line.strip():
-            yield number, line
-
-
-def _split(line: str, separator: str, names: tuple[str, ...]) -> list[str]:
-    fields = line.split(separator)
-    _check_width(fields, names)
-    return fields
-
-
-def _check_width(fields: list[str], names: tuple[str, ...]) -> None:
-    if len(fields) != len(names):
-        raise _MalformedError(
-            names[len(fields)] if len(fields) < len(names) else str(len(names) + 1),
-            f"the line has {len(fields)} fields and not {len(names)}. "
-            "Complete it, or quote a field that holds the separator.",
-        )
-
-
-def _check_header(text: str, file: str, names: tuple[str, ...]) -> None:
-    """Refuse a file whose first line is not its header: its columns could mean anything."""
-    first, header = text.partition("\n")[0].strip(), ",".join(names)
-    if first != header:
-        raise ValueError(
-            f"{file}, line 1, field header: {first[:80]!r} is not {header!r}. "
-            "Write that header and order the columns by it."
-        )
-
-
-def _whole_number(text: str, name: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = -1
-    if not 0 <= number < _TOO_LARGE:
-        raise _MalformedError(name, f"{text[:80]!r} is not a whole number from 0. Write one.")
-    return number
-
-
-# --- films ---------------------------------------------------------------------------------------
-
-
-class _Film(NamedTuple):
-    id: int
-    title: str
-    year: int | None
-    genres: tuple[str, ...]
-
-
-_CSV_FIELDS: Final = ("movieId", "title", "genres")
-_ITEM_FIELDS: Final = (
-    "movie id",
-    "movie title",
-    "release date",
-    "video release date",
-    "IMDb URL",
-    *(f"flag {genre}" for genre in _FLAGS),
-)
-
-
-def _films(
-    text: str, file: str, parse: Callable[[str], _Film], header: bool, lines: _BadLines
-) -> dict[int, _Film]:
-    """Return the films of a file by their MovieLens id."""
-    films: dict[int, _Film] = {}
-    for number, line in _numbered_lines(text, skip_rows=int(header)):
-        try:
-            film = parse(line)
-            if film.id in films:
-                raise _MalformedError(
-                    "movieId", f"film {film.id} was already described above. Keep one of the lines."
-                )
-            films[film.id] = film
-        except _MalformedError as problem:
-            lines.add(file, number, problem)
-    return films
-
-
-def _film_of_csv(line: str) -> _Film:
-    try:
-        # Most titles need no quotes, and a plain split is three times faster.
-        fields = next(csv.reader([line], strict=True)) if '"' in line else line.split(",")
-    except csv.Error as error:
-        raise _MalformedError(
-            "title",
-            f"its quotes are wrong ({error}). Put the title in quotes, and double those inside it.",
-        ) from None
-    _check_width(fields, _CSV_FIELDS)
-    movie, title, genres = fields
-    try:
-        line.encode()
-    except UnicodeEncodeError:  # a lone surrogate, put there for a byte that could not be decoded
-        raise _MalformedError("title", "it is not UTF-8. Save the file as UTF-8.") from None
-    listed = () if genres in _NO_GENRES else tuple(genres.split("|"))
-    return _Film(_whole_number(movie, "movieId"), *_title_and_year(title, "title"), listed)
-
-
-def _film_of_item(line: str) -> _Film:
-    movie, title, released, _, _, *flags = _split(line, "|", _ITEM_FIELDS)
-    for genre, flag in zip(_FLAGS, flags, strict=True):
-        if flag not in ("0", "1"):
-            raise _MalformedError(f"flag {genre}", f"{flag[:80]!r} is neither 0 nor 1. Write one.")
-    genres = tuple(g for g, flag in zip(_FLAGS, flags, strict=True) if flag == "1")
-    text, year = _title_and_year(title, "movie title")
-    if year is None and (date := _RELEASE_DATE.fullmatch(released)):
-        year = int(date[1])
-    number = _whole_number(movie, "movie id")
-    return _Film(number, text, year, tuple(genre for genre in genres if genre != "unknown"))
-
-
-def _title_and_year(title: str, name: str) -> tuple[str, int | None]:
-    """Split "Heat (1995)" into "Heat" and 1995; a title without a year is kept whole."""
-    if not title.strip():
-        raise _MalformedError(name, "the film has no title. Write one or remove the line.")
-    match = _TITLE_WITH_YEAR.fullmatch(title)
-    return (match[1].strip(), int(match[2])) if match else (title.strip(), None)
-
-
-# --- ratings -------------------------------------------------------------------------------------
-
-_RATING: Final = np.dtype(
-    [("user", np.int64), ("movie", np.int64), ("rating", np.float64), ("timestamp", np.int64)]
-)
-_WHOLE: Final = ("user", "movie", "timestamp")
-_RATING_FIELDS: Final = ("userId", "movieId", "rating", "timestamp")
-
-
-def _ratings(
-    text: str,
-    file: str,
-    separator: str,
-    header: bool,
-    movie_ids: NDArray[np.int64],
-    lines: _BadLines,
-) -> NDArray[np.void]:
-    """Return (n,) records of `_RATING` in the order of the file."""
-    # A hundred thousand lines at C speed if all are well; otherwise find out which are not.
-    table = _ratings_at_once(text, separator, skip_rows=int(header))
-    if table is not None and _all_good(table, movie_ids):
-        return table
-    return _ratings_line_by_line(text, file, separator, header, movie_ids, lines)
-
-
-def _ratings_at_once(text: str, separator: str, *, skip_rows: int) -> NDArray[np.void] | None:
-    """Return the table, or None if some line is not four numbers."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # numpy warns of no data, and of 1.5 as a whole number
-            return np.loadtxt(
-                io.StringIO(text),
-                dtype=_RATING,
-                delimiter=separator,
-                comments=None,
-                skiprows=skip_rows,
-                ndmin=1,
-            )
-    except (ValueError, OverflowError, Warning):
-        return None
-
-
-def _all_good(table: NDArray[np.void], movie_ids: NDArray[np.int64]) -> bool:
-    """Return whether every check of `_ratings_line_by_line` would pass."""
-    if not len(table) or not len(movie_ids):
-        return False
-    steps = table["rating"] / _STEP
-    film = np.minimum(np.searchsorted(movie_ids, table["movie"]), len(movie_ids) - 1)
-    user = np.unique(table["user"], return_inverse=True)[1]
-    pairs = np.sort(user * len(movie_ids) + film)
-    return bool(
-        all(table[name].min() >= 0 and table[name].max() < _TOO_LARGE for name in _WHOLE)
-        and ((table["rating"] >= _LOWEST) & (table["rating"] <= _HIGHEST)).all()
-        and (steps == np.rint(steps)).all()
-        and (movie_ids[film] == table["movie"]).all()
-        and (pairs[1:] != pairs[:-1]).all()
-    )
-
-
-def _ratings_line_by_line(
-    text: str,
-    file: str,
-    separator: str,
-    header: bool,
-    movie_ids: NDArray[np.int64],
-    lines: _BadLines,
-) -> NDArray[np.void]:
-    known, seen = set(movie_ids.tolist()), set[tuple[int, int]]()
-    good: list[tuple[int, int, float, int]] = []
-    for number, line in _numbered_lines(text, skip_rows=int(header)):
-        try:
-            rating = _rating_of(line, separator, known)
-            if rating[:2] in seen:
-                raise _MalformedError(
-                    "movieId",
-                    f"user {rating[0]} rated film {rating[1]} already. Keep one of the lines.",
-                )
-            seen.add(rating[:2])
-            good.append(rating)
-        except _MalformedError as problem:
-            lines.add(file, number, problem)
-    return np.array(good, dtype=_RATING)
-
-
-def _rating_of(line: str, separator: str, known: set[int]) -> tuple[int, int, float, int]:
-    user, movie, stars, timestamp = _split(line, separator, _RATING_FIELDS)
-    film = _whole_number(movie, "movieId")
-    if film not in known:
-        raise _MalformedError(
-            "movieId",
-            f"film {film} is not in the films file. Describe it there, or remove the line.",
-        )
-    try:
-        value = float(stars)
-    except ValueError:
-        value = float("nan")
-    if not (_LOWEST <= value <= _HIGHEST and (value / _STEP).is_integer()):
-        raise _MalformedError(
-            "rating", f"{stars[:80]!r} is not 0.5 to 5 in steps of 0.5. Write stars on that scale."
-        )
-    return (
-        _whole_number(user, "userId"),
-        film,
-        value,
-        _whole_number(timestamp, "timestamp"),
-    )
+@lru_cache(maxsize=4)
+def _load_once(
+    ratings_file: _Stamped, movies_file: _Stamped, skip_bad_lines: bool
+) -> tuple[Ratings, str]:
+    return _load(ratings_file.path, movies_file.path, skip_bad_lines)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-# Unicode blocks, as ranges of a character class. Marks that act as letters (々, 〇, ー) are letters.
+# Unicode blocks, as ranges of a character class. Marks that act as letters (々, 〇, ー) are some.
 _HAN: Final = (
     "\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0002fa1f\U00030000-\U000323af"
@@ -24,9 +24,10 @@ _PUNCTUATION: Final = (
     "\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
 )
 
-_LETTERS: Final = _HAN + _KANA + _HANGUL
+CJK_LETTERS: Final = _HAN + _KANA + _HANGUL
+"""The CJK letters, as the inside of a character class of `re`."""
 # Either one letter, or a run of whatever is neither letter nor mark; marks are left out.
-_PIECES: Final = re.compile(f"[{_LETTERS}]|[^{_LETTERS}{_PUNCTUATION}]+")
+_PIECES: Final = re.compile(f"[{CJK_LETTERS}]|[^{CJK_LETTERS}{_PUNCTUATION}]+")
 
 
 def split_cjk(text: str) -> str:

@@ -1,0 +1,216 @@
+"""Evaluation: the same episodes for everybody, greedy, with intervals over independent units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import bootstrap
+
+from agents.rollout import Player, Step, play
+from llm_envs.datasets.splits import Split
+from llm_envs.scoring.qa import contains_answer
+
+Floats = npt.NDArray[np.float64]
+
+
+def interval(
+    values: Sequence[float] | Floats, units: Sequence[str], *, seed: int = 0
+) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of the mean, resampling whole units.
+
+    Args:
+        values: One value an episode.
+        units: What each episode is independent by; episodes of one unit stay together.
+        seed: Seed of the 4,999 resamples.
+
+    Returns:
+        Low and high percentile bounds; the mean itself, twice, where there is a single unit.
+    """
+    _, place = np.unique(np.asarray(units, dtype=object).astype(str), return_inverse=True)
+    sums = np.bincount(place, weights=np.asarray(values, dtype=np.float64))
+    counts = np.bincount(place).astype(np.float64)
+    if len(sums) < 2:
+        mean = float(sums.sum() / counts.sum())
+        return mean, mean
+
+    def mean_of(sums: Floats, counts: Floats, axis: int = -1) -> Floats:
+        return np.asarray(sums.sum(axis=axis) / counts.sum(axis=axis))
+
+    found = bootstrap(
+        (sums, counts),
+        mean_of,
+        paired=True,
+        vectorized=True,
+        n_resamples=4_999,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a policy scored on every episode.
+
+    Attributes:
+        split: The split that was played.
+        ids: Example ids, one an episode.
+        units: Independent units, one an episode.
+        scores: (episodes,) mean score of each episode's scored steps, in [0, 1].
+        parts: Name -> (episodes,) mean of that part. ``contains`` (not rewarded) is the share of
+            answers that hold a right answer; ``expected`` is the exact expectation of the score
+            over the policy's choices; ``best`` is the best score that could have been had.
+        transcripts: What was asked, answered and earned, turn by turn.
+    """
+
+    split: str
+    ids: tuple[str, ...]
+    units: tuple[str, ...]
+    scores: Floats
+    parts: dict[str, Floats]
+    transcripts: tuple[dict[str, Any], ...] = field(repr=False)
+
+    @property
+    def score(self) -> float:
+        """Mean over episodes."""
+        return float(self.scores.mean())
+
+    @property
+    def ci95(self) -> tuple[float, float]:
+        """95 % bootstrap interval of ``score``, over units."""
+        return interval(self.scores, self.units)
+
+    def part(self, name: str) -> float:
+        """Mean of a part over episodes."""
+        return float(self.parts[name].mean())
+
+    def gain_over(self, other: Evaluation) -> tuple[float, float, float]:
+        """Return the mean paired gain over another evaluation, and its 95 % interval.
+
+        Raises:
+            ValueError: The two did not play the same episodes.
+        """
+        if self.ids != other.ids:
+            raise ValueError("The two evaluations did not play the same episodes; nothing is paired.")
+        gains = self.scores - other.scores
+        return (float(gains.mean()), *interval(gains, self.units))
+
+    def summary(self) -> dict[str, Any]:
+        """Return what ``result.json`` holds."""
+        return {
+            "split": self.split,
+            "score": self.score,
+            "ci95": list(self.ci95),
+            "episodes": len(self.ids),
+            "parts": {name: float(v.mean()) for name, v in self.parts.items()},
+        }
+
+
+def evaluate(
+    begin: Callable[[], Player],
+    env_id: str,
+    *,
+    split: Split,
+    episodes: int | None = None,
+    env_kwargs: dict[str, Any] | None = None,
+    batch: int = 128,
+) -> Evaluation:
+    """Play every example of a split once (or ``episodes`` evenly spaced ones).
+
+    Chance within an episode comes from a seed of its own that depends on the example alone: every
+    policy meets the same episodes.
+
+    Args:
+        begin: Returns a new player for each batch.
+        env_id: Id of the environment.
+        split: The split; there is no default, for nobody should test by accident.
+        episodes: How many; ``None`` for all.
+        env_kwargs: Further arguments of the environment.
+        batch: Episodes played side by side.
+    """
+    arguments = {"split": split, **(env_kwargs or {})}
+    probe = gym.make_vec(env_id, num_envs=1, **arguments)
+    total = len(probe.unwrapped.task.examples)  # type: ignore[attr-defined]
+    wanted = np.arange(total)
+    if episodes is not None and episodes < total:
+        wanted = np.linspace(0, total - 1, episodes).astype(int)
+    played: list[tuple[int, list[Step]]] = []
+    for start in range(0, len(wanted), batch):
+        chosen = [int(i) for i in wanted[start : start + batch]]
+        envs = gym.make_vec(env_id, num_envs=len(chosen), **arguments)
+        player = begin()
+        seeds = [int(np.random.SeedSequence((20_160_515, i)).generate_state(1)[0]) for i in chosen]
+        steps = play(player, envs, seeds=seeds, options={"example": chosen}, look=True)
+        probabilities = getattr(player, "chosen_from", {})
+        for row, index in enumerate(chosen):
+            mine = [s for s in steps if s.row == row]
+            played.append((index, [_with_expected(s, probabilities) for s in mine]))
+        envs.close()
+    examples = probe.unwrapped.task.examples  # type: ignore[attr-defined]
+    parts: dict[str, list[float]] = {}
+    for _, steps in played:
+        for name, value in _parts(steps).items():
+            parts.setdefault(name, []).append(value)
+    return Evaluation(
+        split=str(split),
+        ids=tuple(examples[i].id for i, _ in played),
+        units=tuple(examples[i].unit for i, _ in played),
+        scores=np.array([_mean(s.info["score"] for s in steps if "score" in s.info) for _, steps in played]),
+        parts={name: np.array(v) for name, v in parts.items()},
+        transcripts=tuple(_shown(s, str(split)) for _, steps in played for s in steps),
+    )
+
+
+def _mean(values: Any) -> float:
+    listed = list(values)
+    return float(np.mean(listed)) if listed else 0.0
+
+
+def _with_expected(step: Step, probabilities: dict[tuple[int, int], Any]) -> Step:
+    """Add the exact expected score where the player's probabilities and all outcomes are known."""
+    chances = probabilities.get((step.row, step.turn))
+    if chances is None or step.candidate_scores is None:
+        return step
+    expected = float(np.dot(np.asarray(chances, np.float64), step.candidate_scores))
+    return Step(
+        step.row,
+        step.turn,
+        step.action,
+        step.reward,
+        {**step.info, "score/expected": expected},
+        step.references,
+        step.candidate_scores,
+    )
+
+
+def _parts(steps: list[Step]) -> dict[str, float]:
+    """Mean of every named score over an episode's steps."""
+    names = {k.removeprefix("score/") for s in steps for k in s.info if k.startswith("score/")}
+    found = {n: _mean(s.info[f"score/{n}"] for s in steps if f"score/{n}" in s.info) for n in names}
+    if any("best_score" in s.info for s in steps):
+        found["best"] = _mean(s.info["best_score"] for s in steps if "best_score" in s.info)
+    if any(s.references for s in steps):
+        found["contains"] = _mean(
+            contains_answer(s.action, s.references) for s in steps if s.references
+        )
+    return found
+
+
+def _shown(step: Step, split: str) -> dict[str, Any]:
+    messages = step.info["messages"]
+    answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+    asked = messages[answers[-1] - 1]["content"]
+    return {
+        "example_id": step.info["example_id"],
+        "split": split,
+        "turn": step.turn,
+        "question": asked,
+        "answer": messages[answers[-1]]["content"],
+        "references": list(step.references),
+        "score": step.info.get("score"),
+    }

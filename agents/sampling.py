@@ -1,0 +1,312 @@
+"""Token generation: the fast path of every rollout.
+
+Many conversations are sampled side by side. Rows that begin alike are read once and share the
+result; a row that has finished its answer is dropped; and the keys and values of a conversation
+stay, so that the next turn reads only what is new. Slots of the cache are shared by all rows in
+lockstep: a row that has nothing to say at a slot leaves a hole there, which no query attends to
+and which no position counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingConfig:
+    """How tokens are drawn; what is drawn from is also what is scored.
+
+    Attributes:
+        max_new_tokens: Length limit of an answer, in tokens.
+        temperature: Divides the logits; 0 takes the likeliest token (greedy).
+        top_k: Draw from the k likeliest tokens only; 0 for all.
+        top_p: Draw from the smallest set of likeliest tokens whose probability reaches this; 1.0
+            for all.
+    """
+
+    max_new_tokens: int = 24
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; an answer needs 1 or more.")
+        if self.temperature < 0:
+            raise ValueError(f"temperature is {self.temperature}; use 0 (greedy) or more.")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}; use 0 (all tokens) or more.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; use a share in (0, 1].")
+
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens can never be drawn, so that the support has to be kept."""
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1.0)
+
+
+def sampling_logits(
+    logits: Tensor, config: SamplingConfig, support: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Turn a model's logits into those of the distribution that is sampled.
+
+    Args:
+        logits: (…, vocabulary).
+        config: Temperature, top-k, top-p. Greedy leaves the model's own distribution.
+        support: (…, vocabulary) booleans to use again, instead of finding top-k and top-p anew:
+            after an update, a token that was sampled may have left the nucleus.
+
+    Returns:
+        Logits, float32, -inf outside the support; and the support (``None`` if it is everything).
+    """
+    logits = logits.float()
+    if config.temperature > 0 and config.temperature != 1.0:
+        logits = logits / config.temperature
+    if not config.truncates:
+        return logits, None
+    if support is None:
+        support = torch.ones_like(logits, dtype=torch.bool)
+        if 0 < config.top_k < logits.shape[-1]:
+            kept = logits.topk(config.top_k, dim=-1).indices
+            support = torch.zeros_like(support).scatter_(-1, kept, True)
+        if config.top_p < 1.0:
+            inside = logits.masked_fill(~support, -torch.inf)
+            probs, order = inside.softmax(-1).sort(dim=-1, descending=True)
+            # A token stays if those before it have not yet reached top_p; the first always does.
+            kept_sorted = probs.cumsum(-1) - probs < config.top_p
+            support &= torch.zeros_like(support).scatter_(-1, order, kept_sorted)
+    return logits.masked_fill(~support, -torch.inf), support
+
+
+class _GrowingLayer(DynamicLayer):
+    """Keys and values in buffers with room to grow: appending a token copies that token only."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append the states and return views of all that is held, (rows, heads, slots, width)."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._room = [key_states[..., :0, :], value_states[..., :0, :]]
+        length = self._room[0].shape[-2] if self.keys.numel() == 0 else self.keys.shape[-2]
+        total = length + key_states.shape[-2]
+        for i, (held, new) in enumerate(((self.keys, key_states), (self.values, value_states))):
+            if self._room[i].shape[-2] < total:
+                rows, heads, _, width = new.shape
+                grown = new.new_empty(rows, heads, total + max(32, total // 4), width)
+                if length:
+                    grown[..., :length, :] = held
+                self._room[i] = grown
+            self._room[i][..., length:total, :] = new
+        self.keys, self.values = (room[..., :total, :] for room in self._room)
+        return self.keys, self.values
+
+
+class KeyValues:
+    """What a model has read: its cache, and which slots hold tokens of which row.
+
+    Attributes:
+        mask: (rows, slots) booleans; false slots are holes.
+        positions: (rows,) the number of tokens each row has read.
+    """
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self.cache = Cache(layer_class_to_replicate=_GrowingLayer)
+        self.mask = torch.zeros(rows, 0, dtype=torch.bool, device=device)
+        self.positions = torch.zeros(rows, dtype=torch.long, device=device)
+
+    @property
+    def slots(self) -> int:
+        """Number of slots."""
+        return self.mask.shape[1]
+
+    def read(self, model: Any, ids: Tensor, valid: Tensor) -> Tensor:
+        """Read new tokens into every row.
+
+        Args:
+            model: A causal language model.
+            ids: (rows, width) token ids, padded on the right.
+            valid: (rows, width) booleans, true where ``ids`` are tokens; each row has one or more.
+
+        Returns:
+            (rows, vocabulary) logits after each row's last valid token.
+        """
+        self.mask = torch.cat([self.mask, valid], dim=1)
+        steps = valid.long().cumsum(1)
+        last = valid.sum(1) - 1
+        # Only the columns in which some row ends are worth logits.
+        columns, place = last.unique(return_inverse=True)
+        logits = model(
+            input_ids=ids,
+            attention_mask=self.mask.long(),
+            position_ids=(self.positions[:, None] + steps - 1).clamp_min(0),
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=columns,
+        ).logits
+        self.positions = self.positions + valid.sum(1)
+        picked: Tensor = logits[torch.arange(len(ids), device=ids.device), place]
+        return picked
+
+    def select(self, rows: Tensor) -> KeyValues:
+        """Return a copy that holds the given rows, in their order (repeated ones too)."""
+        new = KeyValues(0, self.mask.device)
+        new.mask, new.positions = self.mask[rows], self.positions[rows]
+        for i, layer in enumerate(self.cache.layers):
+            new.cache.update(layer.keys[rows], layer.values[rows], i)
+        return new
+
+    def write_back(self, part: KeyValues, rows: Tensor) -> None:
+        """Take over, for the given rows, the slots that ``part`` (their copy) has added since."""
+        old, new = self.slots, part.slots
+        self.positions[rows] = part.positions
+        blank = self.mask.new_zeros(len(self.mask), new - old)
+        self.mask = torch.cat([self.mask, blank], dim=1)
+        self.mask[rows, old:] = part.mask[:, old:]
+        for i, (mine, theirs) in enumerate(
+            zip(self.cache.layers, part.cache.layers, strict=True)
+        ):
+            shape = (len(self.mask), mine.keys.shape[1], new - old, mine.keys.shape[3])
+            keys, values = mine.keys.new_zeros(shape), mine.values.new_zeros(shape)
+            keys[rows] = theirs.keys[..., old:, :]
+            values[rows] = theirs.values[..., old:, :]
+            self.cache.update(keys, values, i)
+
+
+@dataclass(slots=True)
+class Completion:
+    """One sampled answer.
+
+    Attributes:
+        ids: Sampled token ids; the last one is the end of sequence unless ``cut``.
+        log_probs: Log-probability of each token under the distribution it was drawn from.
+        cut: Whether the length limit ended the answer; no end of sequence is forged.
+        support: (tokens, vocabulary) booleans where top-k or top-p was in force.
+    """
+
+    ids: list[int]
+    log_probs: list[float]
+    cut: bool
+    support: Tensor | None = None
+
+
+class Sampler:
+    """Samples answers for rows of growing conversations.
+
+    Args:
+        model: A causal language model, in eval mode.
+        end: Id of the end-of-sequence token.
+        pad: Id to fill holes with; it is never attended to.
+        generator: Source of randomness, on the CPU.
+    """
+
+    def __init__(self, model: Any, end: int, pad: int, generator: torch.Generator) -> None:
+        self.model = model
+        self.end = end
+        self.pad = pad
+        self.generator = generator
+        self.device: torch.device = next(model.parameters()).device
+        self.held: KeyValues | None = None
+        self.rows: list[int] = []  # which conversation each row of the cache belongs to
+        self.read_tokens = 0  # tokens that went through the model, for throughput figures
+
+    def forget(self, rows: Sequence[int]) -> None:
+        """Begin these conversations anew: their next tokens are read from position 0."""
+        if self.held is not None:
+            places = torch.tensor([self.rows.index(r) for r in rows], dtype=torch.long)
+            self.held.mask[places] = False
+            self.held.positions[places] = 0
+
+    @torch.no_grad()
+    def answer(
+        self, new: dict[int, list[int]], config: SamplingConfig
+    ) -> dict[int, Completion]:
+        """Read what is new in each conversation and sample its answer.
+
+        Args:
+            new: Conversation -> token ids not read yet, at least one. Conversations that were
+                there before and are missing now are over and are dropped.
+            config: How to sample.
+
+        Returns:
+            Conversation -> its answer.
+        """
+        rows = list(new)
+        logits = self._read(rows, [new[r] for r in rows])
+        assert self.held is not None
+        made = {r: Completion([], [], cut=True) for r in rows}
+        supports: dict[int, list[Tensor]] = {r: [] for r in rows}
+        work, places, alive = self.held, torch.arange(len(rows)), torch.arange(len(rows))
+        # ``alive`` are the rows of ``work`` still being written; ``places`` their rows in held.
+        for step in range(config.max_new_tokens):
+            scaled, support = sampling_logits(logits, config)
+            log_probs = scaled.log_softmax(-1)
+            drawn = self._draw(log_probs, config)
+            drawn_log_probs = log_probs.gather(1, drawn[:, None])[:, 0].tolist()
+            for i, (place, token) in enumerate(
+                zip(places[alive].tolist(), drawn.tolist(), strict=True)
+            ):
+                completion = made[rows[place]]
+                completion.ids.append(token)
+                completion.log_probs.append(drawn_log_probs[i])
+                completion.cut = token != self.end
+                if support is not None:
+                    supports[rows[place]].append(support[i].cpu())
+            going = (drawn != self.end).cpu()
+            alive, drawn = alive[going], drawn[going.to(drawn.device)]
+            if not len(alive) or step + 1 == config.max_new_tokens:
+                break
+            if len(alive) <= len(places) // 2:  # copying pays once half of the rows are idle
+                if work is not self.held:
+                    self.held.write_back(work, places.to(self.device))
+                work = work.select(alive.to(self.device))
+                places, alive = places[alive], torch.arange(len(alive))
+            ids = torch.full((len(places), 1), self.pad, device=self.device)
+            valid = torch.zeros_like(ids, dtype=torch.bool)
+            on_device = alive.to(self.device)
+            ids[on_device, 0], valid[on_device, 0] = drawn, True
+            logits = work.read(self.model, ids, valid)[on_device]
+            self.read_tokens += len(alive)
+        if work is not self.held:
+            self.held.write_back(work, places.to(self.device))
+        for row, completion in made.items():
+            if supports[row]:
+                completion.support = torch.stack(supports[row])
+        return made
+
+    def _draw(self, log_probs: Tensor, config: SamplingConfig) -> Tensor:
+        if config.temperature == 0:
+            return log_probs.argmax(-1)
+        probs = log_probs.exp().cpu()
+        return torch.multinomial(probs, 1, generator=self.generator)[:, 0].to(log_probs.device)
+
+    def _read(self, rows: list[int], new: list[list[int]]) -> Tensor:
+        if self.held is None:
+            # The copies of a prompt are read once.
+            unique = {tuple(ids): i for i, ids in enumerate(dict.fromkeys(map(tuple, new)))}
+            index = torch.tensor([unique[tuple(ids)] for ids in new], device=self.device)
+            self.held = KeyValues(len(unique), self.device)
+            logits = self._read_padded(self.held, [list(ids) for ids in unique])
+            if len(unique) < len(rows):
+                self.held = self.held.select(index)
+                logits = logits[index]
+            self.rows = rows
+            return logits
+        if rows != self.rows:
+            kept = torch.tensor([self.rows.index(r) for r in rows], device=self.device)
+            self.held, self.rows = self.held.select(kept), rows
+        return self._read_padded(self.held, new)
+
+    def _read_padded(self, held: KeyValues, new: list[list[int]]) -> Tensor:
+        lengths = torch.tensor([len(ids) for ids in new])
+        width = int(lengths.max())
+        ids = torch.tensor([x + [self.pad] * (width - len(x)) for x in new])
+        valid = torch.arange(width) < lengths[:, None]
+        self.read_tokens += int(lengths.sum())
+        return held.read(self.model, ids.to(self.device), valid.to(self.device))
