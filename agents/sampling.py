@@ -9,7 +9,7 @@ and which no position counts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +59,7 @@ def sampling_logits(
     Args:
         logits: (…, vocabulary).
         config: Temperature, top-k, top-p. Greedy leaves the model's own distribution.
-        support: (…, vocabulary) booleans to use again, instead of finding top-k and top-p anew:
+        support: (…, vocabulary) booleans to use again, whatever top-k and top-p would say now:
             after an update, a token that was sampled may have left the nucleus.
 
     Returns:
@@ -68,7 +68,7 @@ def sampling_logits(
     logits = logits.float()
     if config.temperature > 0 and config.temperature != 1.0:
         logits = logits / config.temperature
-    if not config.truncates:
+    if support is None and not config.truncates:
         return logits, None
     if support is None:
         support = torch.ones_like(logits, dtype=torch.bool)
@@ -84,6 +84,24 @@ def sampling_logits(
     return logits.masked_fill(~support, -torch.inf), support
 
 
+def draw(log_probs: Tensor, uniforms: Tensor) -> Tensor:
+    """Draw one token for each row by inverting its distribution function.
+
+    One uniform number decides a token, so what a row draws depends on its own numbers only. A
+    token of probability 0 is never drawn: a number below 1 stays below the sum of all.
+
+    Args:
+        log_probs: (rows, vocabulary), normalised.
+        uniforms: (rows,) in [0, 1).
+
+    Returns:
+        (rows,) token ids.
+    """
+    reached = log_probs.exp().cumsum(-1)
+    aims = uniforms[:, None] * reached[:, -1:]
+    return torch.searchsorted(reached, aims, right=True)[:, 0]
+
+
 class _GrowingLayer(DynamicLayer):
     """Keys and values in buffers with room to grow: appending a token copies that token only."""
 
@@ -93,19 +111,23 @@ class _GrowingLayer(DynamicLayer):
         """Append the states and return views of all that is held, (rows, heads, slots, width)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self._room = [key_states[..., :0, :], value_states[..., :0, :]]
-        length = self._room[0].shape[-2] if self.keys.numel() == 0 else self.keys.shape[-2]
-        total = length + key_states.shape[-2]
-        for i, (held, new) in enumerate(((self.keys, key_states), (self.values, value_states))):
-            if self._room[i].shape[-2] < total:
-                rows, heads, _, width = new.shape
-                grown = new.new_empty(rows, heads, total + max(32, total // 4), width)
-                if length:
-                    grown[..., :length, :] = held
-                self._room[i] = grown
-            self._room[i][..., length:total, :] = new
-        self.keys, self.values = (room[..., :total, :] for room in self._room)
+            self.rooms = [key_states[..., :0, :], value_states[..., :0, :]]
+        held = self.get_seq_length()
+        total = held + key_states.shape[-2]
+        for i, new in enumerate((key_states, value_states)):
+            if self.rooms[i].shape[-2] < total:
+                self.rooms[i] = _with_room(self.rooms[i], held, total)
+            self.rooms[i][..., held:total, :] = new
+        self.keys, self.values = (room[..., :total, :] for room in self.rooms)
         return self.keys, self.values
+
+
+def _with_room(states: Tensor, held: int, total: int) -> Tensor:
+    """Copy the first ``held`` slots into a buffer for ``total`` of them and some more."""
+    rows, heads, _, width = states.shape
+    larger = states.new_empty(rows, heads, total + max(32, total // 4), width)
+    larger[..., :held, :] = states[..., :held, :]
+    return larger
 
 
 class KeyValues:
@@ -131,28 +153,25 @@ class KeyValues:
 
         Args:
             model: A causal language model.
-            ids: (rows, width) token ids, padded on the right.
-            valid: (rows, width) booleans, true where ``ids`` are tokens; each row has one or more.
+            ids: (rows, width) token ids, padded on the left: every row ends in the last column.
+            valid: (rows, width) booleans, true where ``ids`` are tokens.
 
         Returns:
-            (rows, vocabulary) logits after each row's last valid token.
+            (rows, vocabulary) logits after the last column; those of a row without any valid
+            token mean nothing.
         """
         self.mask = torch.cat([self.mask, valid], dim=1)
-        steps = valid.long().cumsum(1)
-        last = valid.sum(1) - 1
-        # Only the columns in which some row ends are worth logits.
-        columns, place = last.unique(return_inverse=True)
-        logits = model(
+        read = self.positions[:, None] + valid.cumsum(1)
+        logits: Tensor = model(
             input_ids=ids,
             attention_mask=self.mask.long(),
-            position_ids=(self.positions[:, None] + steps - 1).clamp_min(0),
+            position_ids=(read - 1).clamp_min(0),
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=columns,
+            logits_to_keep=1,
         ).logits
-        self.positions = self.positions + valid.sum(1)
-        picked: Tensor = logits[torch.arange(len(ids), device=ids.device), place]
-        return picked
+        self.positions = read[:, -1]
+        return logits[:, -1]
 
     def select(self, rows: Tensor) -> KeyValues:
         """Return a copy that holds the given rows, in their order (repeated ones too)."""
@@ -216,97 +235,119 @@ class Sampler:
         self.rows: list[int] = []  # which conversation each row of the cache belongs to
         self.read_tokens = 0  # tokens that went through the model, for throughput figures
 
-    def forget(self, rows: Sequence[int]) -> None:
+    def forget(self, rows: Collection[int]) -> None:
         """Begin these conversations anew: their next tokens are read from position 0."""
         if self.held is not None:
-            places = torch.tensor([self.rows.index(r) for r in rows], dtype=torch.long)
-            self.held.mask[places] = False
-            self.held.positions[places] = 0
+            forgotten = torch.tensor([r in rows for r in self.rows], device=self.device)
+            self.held.mask[forgotten] = False
+            self.held.positions[forgotten] = 0
 
     @torch.no_grad()
-    def answer(
-        self, new: dict[int, list[int]], config: SamplingConfig
-    ) -> dict[int, Completion]:
+    def answer(self, new: dict[int, list[int]], config: SamplingConfig) -> dict[int, Completion]:
         """Read what is new in each conversation and sample its answer.
 
         Args:
             new: Conversation -> token ids not read yet, at least one. Conversations that were
-                there before and are missing now are over and are dropped.
+                there before and are missing now are over and are dropped; one that was not there
+                the last time begins.
             config: How to sample.
 
         Returns:
             Conversation -> its answer.
         """
         rows = list(new)
-        logits = self._read(rows, [new[r] for r in rows])
+        logits = self._read(rows, list(new.values()))
         assert self.held is not None
-        made = {r: Completion([], [], cut=True) for r in rows}
-        supports: dict[int, list[Tensor]] = {r: [] for r in rows}
-        work, places, alive = self.held, torch.arange(len(rows)), torch.arange(len(rows))
-        # ``alive`` are the rows of ``work`` still being written; ``places`` their rows in held.
-        for step in range(config.max_new_tokens):
+        limit = config.max_new_tokens
+        # Greedy draws no number, so that an evaluation leaves the training's chance alone.
+        uniforms = (
+            torch.rand(len(rows), limit, generator=self.generator).to(self.device)
+            if config.temperature > 0
+            else None
+        )
+        # ``work`` holds the rows ``places`` of ``held``; its rows ``alive`` are being written.
+        work, places = self.held, torch.arange(len(rows), device=self.device)
+        alive = places
+        whose: list[Tensor] = []  # for each step: rows, tokens, log-probabilities, supports
+        tokens: list[Tensor] = []
+        chances: list[Tensor] = []
+        supports: list[Tensor] = []
+        for step in range(limit):
             scaled, support = sampling_logits(logits, config)
             log_probs = scaled.log_softmax(-1)
-            drawn = self._draw(log_probs, config)
-            drawn_log_probs = log_probs.gather(1, drawn[:, None])[:, 0].tolist()
-            for i, (place, token) in enumerate(
-                zip(places[alive].tolist(), drawn.tolist(), strict=True)
-            ):
-                completion = made[rows[place]]
-                completion.ids.append(token)
-                completion.log_probs.append(drawn_log_probs[i])
-                completion.cut = token != self.end
-                if support is not None:
-                    supports[rows[place]].append(support[i].cpu())
-            going = (drawn != self.end).cpu()
-            alive, drawn = alive[going], drawn[going.to(drawn.device)]
-            if not len(alive) or step + 1 == config.max_new_tokens:
+            whose.append(places[alive])
+            if uniforms is None:
+                tokens.append(log_probs.argmax(-1))
+            else:
+                tokens.append(draw(log_probs, uniforms[whose[-1], step]))
+            chances.append(log_probs.gather(1, tokens[-1][:, None])[:, 0])
+            if support is not None:
+                supports.append(support)
+            going = tokens[-1] != self.end
+            alive = alive[going]
+            if not len(alive) or step + 1 == limit:
                 break
             if len(alive) <= len(places) // 2:  # copying pays once half of the rows are idle
                 if work is not self.held:
-                    self.held.write_back(work, places.to(self.device))
-                work = work.select(alive.to(self.device))
-                places, alive = places[alive], torch.arange(len(alive))
+                    self.held.write_back(work, places)
+                work = work.select(alive)
+                places, alive = places[alive], torch.arange(len(alive), device=self.device)
             ids = torch.full((len(places), 1), self.pad, device=self.device)
             valid = torch.zeros_like(ids, dtype=torch.bool)
-            on_device = alive.to(self.device)
-            ids[on_device, 0], valid[on_device, 0] = drawn, True
-            logits = work.read(self.model, ids, valid)[on_device]
+            ids[alive, 0], valid[alive, 0] = tokens[-1][going], True
+            logits = work.read(self.model, ids, valid)[alive]
             self.read_tokens += len(alive)
         if work is not self.held:
-            self.held.write_back(work, places.to(self.device))
-        for row, completion in made.items():
-            if supports[row]:
-                completion.support = torch.stack(supports[row])
-        return made
+            self.held.write_back(work, places)
+        return self._by_row(rows, whose, tokens, chances, supports)
 
-    def _draw(self, log_probs: Tensor, config: SamplingConfig) -> Tensor:
-        if config.temperature == 0:
-            return log_probs.argmax(-1)
-        probs = log_probs.exp().cpu()
-        return torch.multinomial(probs, 1, generator=self.generator)[:, 0].to(log_probs.device)
+    def _by_row(
+        self,
+        rows: list[int],
+        whose: list[Tensor],
+        tokens: list[Tensor],
+        chances: list[Tensor],
+        supports: list[Tensor],
+    ) -> dict[int, Completion]:
+        """Sort what was sampled step by step into answers."""
+        places = torch.cat(whose)
+        order = places.argsort(stable=True)
+        lengths = places.bincount(minlength=len(rows)).tolist()
+
+        def split(steps: list[Tensor]) -> Sequence[Tensor]:
+            return torch.cat(steps)[order].cpu().split(lengths)
+
+        held = split(supports) if supports else [None] * len(rows)
+        return {
+            row: Completion(ids.tolist(), log_probs.tolist(), int(ids[-1]) != self.end, support)
+            for row, ids, log_probs, support in zip(
+                rows, split(tokens), split(chances), held, strict=True
+            )
+        }
 
     def _read(self, rows: list[int], new: list[list[int]]) -> Tensor:
-        if self.held is None:
-            # The copies of a prompt are read once.
-            unique = {tuple(ids): i for i, ids in enumerate(dict.fromkeys(map(tuple, new)))}
-            index = torch.tensor([unique[tuple(ids)] for ids in new], device=self.device)
-            self.held = KeyValues(len(unique), self.device)
-            logits = self._read_padded(self.held, [list(ids) for ids in unique])
-            if len(unique) < len(rows):
-                self.held = self.held.select(index)
-                logits = logits[index]
-            self.rows = rows
-            return logits
-        if rows != self.rows:
-            kept = torch.tensor([self.rows.index(r) for r in rows], device=self.device)
+        """Read what is new and return the logits after it, (rows, vocabulary)."""
+        if self.held is not None and rows != self.rows:
+            place = {r: i for i, r in enumerate(self.rows)}
+            kept = torch.tensor([place.get(r, 0) for r in rows], device=self.device)
             self.held, self.rows = self.held.select(kept), rows
-        return self._read_padded(self.held, new)
+            self.forget(set(rows) - set(place))
+        if self.held is not None and self.held.mask.any():
+            return self._read_padded(self.held, new)
+        # All begin: the copies of a prompt are read once.
+        unique = {ids: i for i, ids in enumerate(dict.fromkeys(map(tuple, new)))}
+        self.held, self.rows = KeyValues(len(unique), self.device), rows
+        logits = self._read_padded(self.held, list(unique))
+        if len(unique) == len(rows):
+            return logits
+        index = torch.tensor([unique[tuple(ids)] for ids in new], device=self.device)
+        self.held = self.held.select(index)
+        return logits[index]
 
-    def _read_padded(self, held: KeyValues, new: list[list[int]]) -> Tensor:
-        lengths = torch.tensor([len(ids) for ids in new])
-        width = int(lengths.max())
-        ids = torch.tensor([x + [self.pad] * (width - len(x)) for x in new])
-        valid = torch.arange(width) < lengths[:, None]
+    def _read_padded(self, held: KeyValues, new: Sequence[Sequence[int]]) -> Tensor:
+        width = max(map(len, new))
+        ids = torch.tensor([[self.pad] * (width - len(x)) + list(x) for x in new])
+        lengths = torch.tensor([len(x) for x in new])
+        valid = torch.arange(width) >= width - lengths[:, None]
         self.read_tokens += int(lengths.sum())
         return held.read(self.model, ids.to(self.device), valid.to(self.device))

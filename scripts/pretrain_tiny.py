@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 import tyro
+from induction_init import wire_induction
 from pretraining_text import Drills, Segment, Sessions, Summaries, Talk
 from rich.console import Console
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -51,7 +52,7 @@ class Arguments:
     layers: int = 5
     heads: int = 4
     intermediate: int = 352
-    batch_tokens: int = 4096
+    batch_tokens: int = 3072
     learning_rate: float = 2e-3
     muon: float = 0.02
     """Learning rate of Muon on the weight matrices; 0 trains everything with AdamW."""
@@ -225,6 +226,7 @@ def main(a: Arguments) -> None:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+    wire_induction(model, seed=a.seed)
     count = sum(p.numel() for p in model.parameters())
     console.print(f"{count:,} parameters, {len(tokenizer)} tokens, {len(shown)} films")
     optims = optimizers(model, a)
@@ -256,8 +258,8 @@ def main(a: Arguments) -> None:
         os.replace(temporary, checkpoint)
 
     def mixture() -> list[float]:
-        # Drills fade from 60 % to 3 % over the first third.
-        drills = 0.03 + 0.57 * max(0.0, 1 - 3 * spent / (a.minutes * 60))
+        # Drills fade from 35 % to 3 % over the first third.
+        drills = 0.03 + 0.32 * max(0.0, 1 - 3 * spent / (a.minutes * 60))
         return [*((1 - drills) * share for share in (0.72, 0.20, 0.08)), drills]
 
     base = [g["lr"] for o in optims for g in o.param_groups]

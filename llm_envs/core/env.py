@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import sys
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 
@@ -29,7 +30,7 @@ class TextEnv(gym.Env[Any, Any]):
         ValueError: An argument has an impossible value.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "human"], "render_fps": 4}
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 4}  # noqa: RUF012
 
     def __init__(
         self,
@@ -44,8 +45,9 @@ class TextEnv(gym.Env[Any, Any]):
         self.render_mode = render_mode
         self.reward_range = play.check_reward_range(reward_range)
         self.task = play.make_task(task, task_arguments)
-        self.observation_space = self.task.observation_space
-        self.action_space = self.task.action_space
+        # Copies: each environment's spaces have a seed of their own, and the task is shared.
+        self.observation_space = copy.deepcopy(self.task.observation_space)
+        self.action_space = copy.deepcopy(self.task.action_space)
         self._episode: Episode[Any] | None = None
         self._scores: list[float | None] = []
         self._printed = 0
@@ -109,7 +111,7 @@ class TextEnv(gym.Env[Any, Any]):
             play.info_of(episode, outcome),
         )
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """Return the transcript so far ("ansi"); in "human" mode it has been printed already."""
         if self.render_mode != "ansi":
             return None

@@ -18,8 +18,8 @@ def register(id: str, task: str | type[Task[Any]]) -> None:
         id: Name and version, for example ``"DialogueQA-v0"``.
         task: The task's class or ``"module:Class"``, which is imported when first used.
     """
-    if isinstance(task, type) and task.__module__ != "__main__":
-        task = f"{task.__module__}:{task.__qualname__}"
+    if isinstance(task, type) and task.__module__ != "__main__" and "." not in task.__qualname__:
+        task = f"{task.__module__}:{task.__qualname__}"  # a spec of plain values can be saved
     for name in (id, f"llm_envs/{id}"):
         gym.register(
             id=name,

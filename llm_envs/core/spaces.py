@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import string
 from multiprocessing.context import BaseContext
 from typing import Any, NoReturn
@@ -41,11 +42,22 @@ class Text(gym.spaces.Text):
 
         ``mask`` and ``probability`` keep the meaning that they have in ``gymnasium.spaces.Text``.
         """
-        if mask is not None or probability is not None:
-            return super().sample(mask, probability)
         length = int(self.np_random.integers(0, min(_SAMPLE_LENGTH, self.max_length) + 1))
+        if mask is not None or probability is not None:
+            # Gymnasium would draw a length of up to ``max_length`` where none is given.
+            mask, probability = (
+                (length, given[1]) if given is not None and given[0] is None else given
+                for given in (mask, probability)
+            )
+            return super().sample(mask, probability)
         picks = self.np_random.integers(0, len(_SAMPLE_CHARACTERS), size=length)
         return "".join(_SAMPLE_CHARACTERS[i] for i in picks)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Text:
+        # The tables of characters never change, and a batched space copies this one n times.
+        copied = copy.copy(self)
+        copied._np_random = copy.deepcopy(self._np_random, memo)
+        return copied
 
     def __repr__(self) -> str:
         return f"Text(max_length={self.max_length})"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 
@@ -34,7 +36,7 @@ class TextVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         **task_arguments: The task's own arguments.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
+    metadata: dict[str, Any] = {  # noqa: RUF012 (an instance variable, says the base class)
         "render_modes": ["ansi"],
         "render_fps": 4,
         "autoreset_mode": AutoresetMode.SAME_STEP,
@@ -63,9 +65,11 @@ class TextVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self.group_size = group_size
         self.render_mode = render_mode
         self.reward_range = play.check_reward_range(reward_range)
-        self.task = play.make_task(task, task_arguments)
-        self.single_observation_space = self.task.observation_space
-        self.single_action_space = self.task.action_space
+        self.task = play.make_task(
+            task, task_arguments, ("group_size", "reward_range", "render_mode")
+        )
+        self.single_observation_space = copy.deepcopy(self.task.observation_space)
+        self.single_action_space = copy.deepcopy(self.task.action_space)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._rngs: list[np.random.Generator] = []
@@ -89,6 +93,11 @@ class TextVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         """Score of every choice of each row's current turn."""
         return [self.task.candidate_scores(e) for e in self.episodes]
 
+    @property  # type: ignore[misc]
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+        """The generator of each row, as in Gymnasium's own vector environments."""
+        return tuple(self._rngs)
+
     def reset(
         self,
         *,
@@ -102,36 +111,20 @@ class TextVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
                 each row its own; ``None`` goes on.
             options: ``{"example": …}``, an id or index for all rows or a list with one for each;
                 ``{"reset_mask": bool array (n,)}`` opens new episodes in those rows only.
+                In a list or a mask the rows of a group have the same value.
 
         Returns:
             The batched first observations and infos.
         """
         known = play.check_options(options, ("example", "reset_mask"))
-        mask = np.asarray(known.get("reset_mask", np.ones(self.num_envs, dtype=np.bool_)))
-        if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
-            raise ValueError(
-                f"reset_mask has to be a boolean array of shape ({self.num_envs},) with a true "
-                f"value, but is {mask!r}."
-            )
-        if not mask.all() and not self._episodes:
-            raise gym.error.ResetNeeded("The first reset cannot leave rows out.")
-        for i, s in enumerate(self._seeds(seed)):
-            if s is not None and mask[i]:
-                self._rngs[i] = np.random.default_rng(np.random.SeedSequence(s))
-        wanted = known.get("example")
-        each = wanted if isinstance(wanted, Sequence) and not isinstance(wanted, str) else None
-        if each is None:
-            each = [wanted] * self.num_envs
-        if len(each) != self.num_envs:
-            raise ValueError(f"{len(each)} examples came for {self.num_envs} environments.")
-        self._episodes = self._episodes or [None] * self.num_envs  # type: ignore[list-item]
-        self._scores = self._scores or [[] for _ in range(self.num_envs)]
-        infos: play.Info = {}
-        for i in np.flatnonzero(mask).tolist():
-            self._episodes[i] = play.begin(self.task, self._rngs[i], each[i])
-            self._scores[i] = []
-            infos = self._add_info(infos, play.info_of(self._episodes[i]), i)
-        return self._observations(), infos
+        rows = self._masked(known.get("reset_mask"))
+        wanted = self._each("example", known.get("example"))
+        self._seed(seed, rows)
+        opened = {i: play.begin(self.task, self._rngs[i], wanted[i]) for i in rows}
+        self._episodes = [opened.get(i) or self._episodes[i] for i in range(self.num_envs)]
+        self._scores = [[] if i in opened else self._scores[i] for i in range(self.num_envs)]
+        infos = {i: play.info_of(episode) for i, episode in opened.items()}
+        return self._observations(), _lay_out(infos, self.num_envs)
 
     def step(
         self, actions: Any
@@ -143,31 +136,37 @@ class TextVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         play.Info,
     ]:
         """Score all actions at once and move every row on; a finished row opens a new episode."""
-        if len(actions) != self.num_envs:
-            raise ValueError(f"{len(actions)} actions came for {self.num_envs} environments.")
+        if isinstance(actions, str) or len(actions) != self.num_envs:
+            came = "One string" if isinstance(actions, str) else f"A batch of {len(actions)}"
+            raise ValueError(f"{came} came for {self.num_envs} environments. Give one action each.")
         checked = [play.check_action(self.single_action_space, a) for a in actions]
         outcomes = self.task.score(self.episodes, checked)
         rewards = np.array([play.reward(o, self.reward_range) for o in outcomes], np.float64)
         terminated = np.zeros(self.num_envs, dtype=np.bool_)
-        infos: play.Info = {}
+        infos: dict[int, play.Info] = {}
+        final_infos: dict[int, play.Info] = {}
+        final_obs = _nones(self.num_envs)
         for i, (episode, action, outcome) in enumerate(
             zip(self._episodes, checked, outcomes, strict=True)
         ):
             play.apply(self.task, episode, action, outcome)
             self._scores[i].append(outcome.score)
-            info = play.info_of(episode, outcome)
+            infos[i] = play.info_of(episode, outcome)
             if episode.finished:
                 terminated[i] = True
-                final = {"final_obs": episode.observation, "final_info": info}
-                infos = self._add_info(infos, final, i)
+                final_obs[i], final_infos[i] = episode.observation, infos[i]
                 self._episodes[i] = play.begin(self.task, self._rngs[i])
                 self._scores[i] = []
-                info = play.info_of(self._episodes[i])
-            infos = self._add_info(infos, info, i)
+                infos[i] = play.info_of(self._episodes[i])
+        batched = _lay_out(infos, self.num_envs)
+        if final_infos:
+            batched["final_obs"], batched["_final_obs"] = final_obs, terminated.copy()
+            batched["final_info"] = _lay_out(final_infos, self.num_envs)
+            batched["_final_info"] = terminated.copy()
         truncated = np.zeros(self.num_envs, dtype=np.bool_)
-        return self._observations(), rewards, terminated, truncated, infos
+        return self._observations(), rewards, terminated, truncated, batched
 
-    def render(self) -> tuple[str, ...] | None:  # type: ignore[override]
+    def render(self) -> tuple[str, ...] | None:
         """Return the transcript of each row ("ansi")."""
         if self.render_mode is None:
             return None
@@ -175,27 +174,75 @@ class TextVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             transcript(e.messages, s) for e, s in zip(self.episodes, self._scores, strict=True)
         )
 
-    def _seeds(self, seed: int | Sequence[int | None] | None) -> Sequence[int | None]:
-        if isinstance(seed, Sequence):
-            if len(seed) != self.num_envs:
-                raise ValueError(f"{len(seed)} seeds came for {self.num_envs} environments.")
-            seeds = list(seed)
-        elif seed is None:
-            seeds = [None] * self.num_envs
+    def _masked(self, mask: Any) -> list[int]:
+        """Return the rows that a reset opens, whole groups only."""
+        chosen = np.ones(self.num_envs, np.bool_) if mask is None else np.asarray(mask)
+        if chosen.shape != (self.num_envs,) or chosen.dtype != np.bool_ or not chosen.any():
+            raise ValueError(
+                f"reset_mask has to be a boolean array of shape ({self.num_envs},) with a true "
+                f"value, but is {mask!r}."
+            )
+        if not chosen.all() and not self._episodes:
+            raise gym.error.ResetNeeded("The first reset cannot leave rows out.")
+        self._each("reset_mask", chosen)
+        rows: list[int] = np.flatnonzero(chosen).tolist()
+        return rows
+
+    def _each(self, name: str, values: Any) -> list[Any]:
+        """Return the value of every row, from one for all or a sequence with one for each."""
+        if isinstance(values, np.ndarray):
+            values = values.tolist()
+        if isinstance(values, str) or not isinstance(values, Sequence):
+            return [values] * self.num_envs
+        if len(values) != self.num_envs:
+            raise ValueError(
+                f"{name} has {len(values)} values for {self.num_envs} environments. "
+                "Give one value for each."
+            )
+        if any(value != values[i - i % self.group_size] for i, value in enumerate(values)):
+            raise ValueError(
+                f"{name} differs within a group, but the {self.group_size} rows of a group play "
+                "the same episodes. Repeat each value for its whole group."
+            )
+        return list(values)
+
+    def _seed(self, seed: Any, rows: Sequence[int]) -> None:
+        """Seed rows as Gymnasium does; a group goes on together from its first row's generator."""
+        if isinstance(seed, int | np.integer):
+            seeds: list[Any] = [int(seed) + i // self.group_size for i in range(self.num_envs)]
         else:
-            seeds = [int(seed) + i // self.group_size for i in range(self.num_envs)]
-        if not self._rngs:
-            fresh = np.random.SeedSequence().generate_state(self.num_envs // self.group_size)
-            self._rngs = [
-                np.random.default_rng(int(fresh[i // self.group_size]))
-                for i in range(self.num_envs)
-            ]
-        return seeds
+            seeds = self._each("seed", seed)
+        self._rngs = self._rngs or [seeding.np_random()[0] for _ in range(self.num_envs)]
+        for i in rows:
+            leader = i - i % self.group_size
+            if i != leader:
+                self._rngs[i] = copy.deepcopy(self._rngs[leader])
+            elif seeds[i] is not None:
+                self._rngs[i], _ = seeding.np_random(seeds[i])
 
     def _observations(self) -> Any:
         space = self.single_observation_space
-        out = create_empty_array(space, n=self.num_envs)
+        out: Any = create_empty_array(space, n=self.num_envs)
         return concatenate(space, [e.observation for e in self._episodes], out)
+
+
+def _lay_out(infos: Mapping[int, play.Info], num_envs: int) -> play.Info:
+    """Batch the infos of some rows: what ``VectorEnv._add_info`` makes, a key at a time."""
+    batched: play.Info = {}
+    for key in dict.fromkeys(key for info in infos.values() for key in info):
+        rows = [i for i, info in infos.items() if key in info]
+        kind = type(infos[rows[0]][key])
+        column = np.zeros(num_envs, kind) if kind in (int, float) else _nones(num_envs)
+        for i in rows:
+            column[i] = infos[i][key]
+        mask = np.zeros(num_envs, np.bool_)
+        mask[rows] = True
+        batched[key], batched[f"_{key}"] = column, mask
+    return batched
+
+
+def _nones(num_envs: int) -> npt.NDArray[Any]:
+    return np.empty(num_envs, object)
 
 
 def step_infos(infos: play.Info, num_envs: int) -> list[play.Info]:
@@ -206,16 +253,25 @@ def step_infos(infos: play.Info, num_envs: int) -> list[play.Info]:
         num_envs: Number of rows n.
 
     Returns:
-        n dicts: the final info of a row whose episode has just ended, else its plain info.
+        n dicts of plain values: the final info of a row whose episode has just ended, else its
+        plain info.
     """
-    final = infos.get("final_info", {})
-    ended = infos.get("_final_info", np.zeros(num_envs, dtype=np.bool_))
-    return [_row(final if ended[i] else infos, i) for i in range(num_envs)]
+    rows = _rows(infos, num_envs)
+    if "final_info" in infos:
+        finals = _rows(infos["final_info"], num_envs)
+        for i in np.flatnonzero(infos["_final_info"]).tolist():
+            rows[i] = finals[i]
+    return rows
 
 
-def _row(infos: play.Info, i: int) -> play.Info:
-    return {
-        key: value[i]
-        for key, value in infos.items()
-        if not key.startswith("_") and key not in ("final_info", "final_obs") and infos[f"_{key}"][i]
-    }
+def _rows(infos: play.Info, num_envs: int) -> list[play.Info]:
+    rows: list[play.Info] = [{} for _ in range(num_envs)]
+    for key, column in infos.items():
+        if key.startswith("_") or key in ("final_info", "final_obs"):
+            continue
+        values = _rows(column, num_envs) if isinstance(column, dict) else column.tolist()
+        # Wrappers of vector environments add entries without a mask, for all rows.
+        mask = infos.get(f"_{key}", np.ones(num_envs, dtype=np.bool_))
+        for i in np.flatnonzero(mask).tolist():
+            rows[i][key] = values[i]
+    return rows

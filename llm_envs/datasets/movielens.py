@@ -311,8 +311,13 @@ def load_movielens(
 
 def _folder(folder: str | Path | Traversable) -> Path | Traversable:
     """Return the folder that is meant; `find_files` sees whether it is one."""
-    if not isinstance(folder, str):
+    if isinstance(folder, (Path, Traversable)):
         return folder
+    if not isinstance(folder, str):
+        raise TypeError(
+            f"A data set is a name or a folder, but {folder!r} came. Give {EMBEDDED.name!r} or "
+            "the path of a folder."
+        )
     if folder == EMBEDDED.name:
         return EMBEDDED
     try:

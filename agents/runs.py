@@ -1,0 +1,84 @@
+"""The folder of a run: what it holds, and how it is checked before any work is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def prepare(folder: Path, *, needed_bytes: int) -> Path:
+    """Make a run folder, sure that it can be written and has room.
+
+    Raises:
+        OSError: It cannot be written, or the disk is too full.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"\0" * 4096)
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise OSError(
+            f"The run folder {folder} cannot be written ({error.strerror}). Nothing was trained. "
+            "Choose another one with --out."
+        ) from error
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise OSError(
+            f"The disk of {folder} has {free / 2**20:,.0f} MiB free, and a run needs about "
+            f"{needed_bytes / 2**20:,.0f} MiB. Nothing was trained. Free some or choose another "
+            "folder with --out."
+        )
+    return folder
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a crash leaves the old file or the new one."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n")
+    os.replace(temporary, path)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read ``metrics.jsonl``; a line that a crash cut short is left out."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def plot_curve(metrics: Sequence[dict[str, Any]], path: Path, *, title: str) -> None:
+    """Draw the learning curve: scores of the rollouts and on the validation split."""
+    from matplotlib.figure import Figure
+
+    def series(name: str) -> tuple[list[int], list[float]]:
+        found = [(m["env_steps"], m[name]) for m in metrics if m.get(name) is not None]
+        return [s for s, _ in found], [v for _, v in found]
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    steps, scores = series("rollout/score")
+    axes.plot(steps, scores, color="#9ecae1", linewidth=1, label="rollouts (training, sampled)")
+    if len(scores) >= 5:
+        window = max(3, len(scores) // 20)
+        smooth = np.convolve(scores, np.ones(window) / window, "valid")
+        axes.plot(steps[window - 1 :], smooth, color="#3182bd", label=f"their mean over {window}")
+    steps, scores = series("eval/score")
+    axes.plot(steps, scores, "o-", color="#e6550d", label="validation (greedy)")
+    axes.set(xlabel="environment steps (answers given)", ylabel="score", ylim=(0, 1), title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    temporary = path.with_name("new-" + path.name)
+    figure.savefig(temporary, dpi=144)
+    os.replace(temporary, path)
