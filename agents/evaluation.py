@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import bootstrap
 
 from agents.rollout import Player, Step, play
 from llm_envs.datasets.splits import Split
 from llm_envs.scoring.qa import contains_answer
 
 Floats = npt.NDArray[np.float64]
+
+RESAMPLES = 4_999
 
 
 def interval(
@@ -30,27 +31,22 @@ def interval(
 
     Returns:
         Low and high percentile bounds; the mean itself, twice, where there is a single unit.
+
+    References:
+        Efron and Tibshirani (1993), "An Introduction to the Bootstrap", 13.3 (percentiles) and 8
+        (resampling what is independent).
     """
     _, place = np.unique(np.asarray(units, dtype=object).astype(str), return_inverse=True)
     sums = np.bincount(place, weights=np.asarray(values, dtype=np.float64))
     counts = np.bincount(place).astype(np.float64)
-    if len(sums) < 2:
-        mean = float(sums.sum() / counts.sum())
-        return mean, mean
-
-    def mean_of(sums: Floats, counts: Floats, axis: int = -1) -> Floats:
-        return np.asarray(sums.sum(axis=axis) / counts.sum(axis=axis))
-
-    found = bootstrap(
-        (sums, counts),
-        mean_of,
-        paired=True,
-        vectorized=True,
-        n_resamples=4_999,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(found.low), float(found.high)
+    rng = np.random.default_rng(seed)
+    means: list[Floats] = []
+    at_once = max(1, 2**20 // len(sums))  # so that thousands of units need no gigabyte
+    for start in range(0, RESAMPLES, at_once):
+        drawn = rng.integers(len(sums), size=(min(at_once, RESAMPLES - start), len(sums)))
+        means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
+    low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
+    return float(low), float(high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +58,10 @@ class Evaluation:
         ids: Example ids, one an episode.
         units: Independent units, one an episode.
         scores: (episodes,) mean score of each episode's scored steps, in [0, 1].
-        parts: Name -> (episodes,) mean of that part. ``contains`` (not rewarded) is the share of
-            answers that hold a right answer; ``expected`` is the exact expectation of the score
-            over the policy's choices; ``best`` is the best score that could have been had.
+        parts: Name -> (episodes,) mean of that part over each episode's scored steps, 0 where it
+            has none. ``contains`` (not rewarded) is the share of answers that hold a right
+            answer; ``expected`` is the exact expectation of the score over the policy's choices;
+            ``best`` is the best score that could have been had.
         transcripts: What was asked, answered and earned, turn by turn.
     """
 
@@ -96,7 +93,10 @@ class Evaluation:
             ValueError: The two did not play the same episodes.
         """
         if self.ids != other.ids:
-            raise ValueError("The two evaluations did not play the same episodes; nothing is paired.")
+            raise ValueError(
+                "The two evaluations did not play the same episodes, so their gains are not "
+                "paired. Give both the same environment, split and number of episodes."
+            )
         gains = self.scores - other.scores
         return (float(gains.mean()), *interval(gains, self.units))
 
@@ -132,7 +132,12 @@ def evaluate(
         episodes: How many; ``None`` for all.
         env_kwargs: Further arguments of the environment.
         batch: Episodes played side by side.
+
+    Raises:
+        ValueError: ``episodes`` or ``batch`` is less than 1.
     """
+    if batch < 1 or (episodes is not None and episodes < 1):
+        raise ValueError(f"episodes is {episodes} and batch is {batch}; give 1 or more.")
     arguments = {"split": split, **(env_kwargs or {})}
     probe = gym.make_vec(env_id, num_envs=1, **arguments)
     total = len(probe.unwrapped.task.examples)  # type: ignore[attr-defined]
@@ -152,23 +157,27 @@ def evaluate(
             played.append((index, [_with_expected(s, probabilities) for s in mine]))
         envs.close()
     examples = probe.unwrapped.task.examples  # type: ignore[attr-defined]
-    parts: dict[str, list[float]] = {}
-    for _, steps in played:
-        for name, value in _parts(steps).items():
-            parts.setdefault(name, []).append(value)
+    probe.close()
+    parts = [_parts(steps) for _, steps in played]
+    names = dict.fromkeys(name for found in parts for name in found)
     return Evaluation(
         split=str(split),
         ids=tuple(examples[i].id for i, _ in played),
         units=tuple(examples[i].unit for i, _ in played),
-        scores=np.array([_mean(s.info["score"] for s in steps if "score" in s.info) for _, steps in played]),
-        parts={name: np.array(v) for name, v in parts.items()},
+        scores=np.array([_mean_of(steps, "score") for _, steps in played]),
+        parts={name: np.array([found.get(name, 0.0) for found in parts]) for name in names},
         transcripts=tuple(_shown(s, str(split)) for _, steps in played for s in steps),
     )
 
 
-def _mean(values: Any) -> float:
+def _mean(values: Iterable[float]) -> float:
     listed = list(values)
     return float(np.mean(listed)) if listed else 0.0
+
+
+def _mean_of(steps: Sequence[Step], key: str) -> float:
+    """Mean of an info key over the steps that have it, 0 where none has."""
+    return _mean(s.info[key] for s in steps if key in s.info)
 
 
 def _with_expected(step: Step, probabilities: dict[tuple[int, int], Any]) -> Step:
@@ -177,27 +186,18 @@ def _with_expected(step: Step, probabilities: dict[tuple[int, int], Any]) -> Ste
     if chances is None or step.candidate_scores is None:
         return step
     expected = float(np.dot(np.asarray(chances, np.float64), step.candidate_scores))
-    return Step(
-        step.row,
-        step.turn,
-        step.action,
-        step.reward,
-        {**step.info, "score/expected": expected},
-        step.references,
-        step.candidate_scores,
-    )
+    return replace(step, info={**step.info, "score/expected": expected})
 
 
 def _parts(steps: list[Step]) -> dict[str, float]:
     """Mean of every named score over an episode's steps."""
-    names = {k.removeprefix("score/") for s in steps for k in s.info if k.startswith("score/")}
-    found = {n: _mean(s.info[f"score/{n}"] for s in steps if f"score/{n}" in s.info) for n in names}
+    keys = dict.fromkeys(k for s in steps for k in s.info if k.startswith("score/"))
+    found = {key.removeprefix("score/"): _mean_of(steps, key) for key in keys}
     if any("best_score" in s.info for s in steps):
-        found["best"] = _mean(s.info["best_score"] for s in steps if "best_score" in s.info)
-    if any(s.references for s in steps):
-        found["contains"] = _mean(
-            contains_answer(s.action, s.references) for s in steps if s.references
-        )
+        found["best"] = _mean_of(steps, "best_score")
+    answered = [s for s in steps if s.references and "score" in s.info]
+    if answered:
+        found["contains"] = _mean(contains_answer(s.action, s.references) for s in answered)
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,18 @@ class Player(Protocol):
 
     def act(self, observations: dict[int, Any], turn: int) -> dict[int, Any]:
         """Answer the observation of each row that is still in play."""
+        ...
+
+
+@runtime_checkable
+class Oracle(Protocol):
+    """A player that is shown what no policy may see: for upper bounds of a score, and only there.
+
+    ``play(…, look=True)`` calls ``peek`` before each turn.
+    """
+
+    def peek(self, envs: Any) -> None:
+        """Look at the vector environment, with the references of every row."""
         ...
 
 
@@ -104,7 +116,8 @@ def play(
         envs: A vector environment with n rows, in any autoreset mode.
         seeds: n seeds, one a row.
         options: Options of the reset.
-        look: Ask the environment for references and candidate scores too (native form only).
+        look: Ask the environment for references and candidate scores too, and let an
+            :class:`Oracle` see it (native form only).
 
     Returns:
         Every step, turn by turn.
@@ -118,6 +131,8 @@ def play(
     while active:
         references = envs.references if look else [()] * n
         known = envs.candidate_scores if look else [None] * n
+        if look and isinstance(player, Oracle):
+            player.peek(envs)
         actions = player.act({r: row_of(observations, r) for r in active}, turn)
         observations, rewards, terminated, truncated, infos = envs.step(
             [actions.get(r, idle) for r in range(n)]

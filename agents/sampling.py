@@ -102,8 +102,11 @@ def draw(log_probs: Tensor, uniforms: Tensor) -> Tensor:
     return torch.searchsorted(reached, aims, right=True)[:, 0]
 
 
-class _GrowingLayer(DynamicLayer):
+class _GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Keys and values in buffers with room to grow: appending a token copies that token only."""
+
+    keys: Tensor
+    values: Tensor
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -111,23 +114,33 @@ class _GrowingLayer(DynamicLayer):
         """Append the states and return views of all that is held, (rows, heads, slots, width)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self.rooms = [key_states[..., :0, :], value_states[..., :0, :]]
+            self.buffers = [key_states[..., :0, :], value_states[..., :0, :]]
         held = self.get_seq_length()
         total = held + key_states.shape[-2]
         for i, new in enumerate((key_states, value_states)):
-            if self.rooms[i].shape[-2] < total:
-                self.rooms[i] = _with_room(self.rooms[i], held, total)
-            self.rooms[i][..., held:total, :] = new
-        self.keys, self.values = (room[..., :total, :] for room in self.rooms)
+            if self.buffers[i].shape[-2] < total:
+                larger = _buffer(new, len(new), total)
+                larger[..., :held, :] = self.buffers[i][..., :held, :]
+                self.buffers[i] = larger
+            self.buffers[i][..., held:total, :] = new
+        self.keys, self.values = (buffer[..., :total, :] for buffer in self.buffers)
         return self.keys, self.values
 
+    def select(self, rows: Tensor) -> _GrowingLayer:
+        """Return a copy that holds the given rows, and has room again."""
+        new = _GrowingLayer()  # type: ignore[no-untyped-call]
+        held = self.get_seq_length()
+        new.lazy_initialization(self.keys, self.values)
+        new.buffers = [_buffer(states, len(rows), held) for states in (self.keys, self.values)]
+        new.keys, new.values = (buffer[..., :held, :] for buffer in new.buffers)
+        torch.index_select(self.keys, 0, rows, out=new.keys)
+        torch.index_select(self.values, 0, rows, out=new.values)
+        return new
 
-def _with_room(states: Tensor, held: int, total: int) -> Tensor:
-    """Copy the first ``held`` slots into a buffer for ``total`` of them and some more."""
-    rows, heads, _, width = states.shape
-    larger = states.new_empty(rows, heads, total + max(32, total // 4), width)
-    larger[..., :held, :] = states[..., :held, :]
-    return larger
+
+def _buffer(like: Tensor, rows: int, slots: int) -> Tensor:
+    """Return a buffer with that many slots and some more."""
+    return like.new_empty(rows, like.shape[1], slots + max(32, slots // 4), like.shape[3])
 
 
 class KeyValues:
@@ -139,7 +152,7 @@ class KeyValues:
     """
 
     def __init__(self, rows: int, device: torch.device) -> None:
-        self.cache = Cache(layer_class_to_replicate=_GrowingLayer)
+        self.cache: Any = Cache(layer_class_to_replicate=_GrowingLayer)
         self.mask = torch.zeros(rows, 0, dtype=torch.bool, device=device)
         self.positions = torch.zeros(rows, dtype=torch.long, device=device)
 
@@ -177,8 +190,7 @@ class KeyValues:
         """Return a copy that holds the given rows, in their order (repeated ones too)."""
         new = KeyValues(0, self.mask.device)
         new.mask, new.positions = self.mask[rows], self.positions[rows]
-        for i, layer in enumerate(self.cache.layers):
-            new.cache.update(layer.keys[rows], layer.values[rows], i)
+        new.cache.layers = [layer.select(rows) for layer in self.cache.layers]
         return new
 
     def write_back(self, part: KeyValues, rows: Tensor) -> None:
@@ -188,14 +200,12 @@ class KeyValues:
         blank = self.mask.new_zeros(len(self.mask), new - old)
         self.mask = torch.cat([self.mask, blank], dim=1)
         self.mask[rows, old:] = part.mask[:, old:]
-        for i, (mine, theirs) in enumerate(
-            zip(self.cache.layers, part.cache.layers, strict=True)
-        ):
-            shape = (len(self.mask), mine.keys.shape[1], new - old, mine.keys.shape[3])
-            keys, values = mine.keys.new_zeros(shape), mine.values.new_zeros(shape)
-            keys[rows] = theirs.keys[..., old:, :]
-            values[rows] = theirs.values[..., old:, :]
-            self.cache.update(keys, values, i)
+        for mine, theirs in zip(self.cache.layers, part.cache.layers, strict=True):
+            keys, values = (
+                x.new_zeros(len(self.mask), *x.shape[1:]).index_copy_(0, rows, x)
+                for x in (theirs.keys[..., old:, :], theirs.values[..., old:, :])
+            )
+            mine.update(keys, values)
 
 
 @dataclass(slots=True)
@@ -314,10 +324,10 @@ class Sampler:
         order = places.argsort(stable=True)
         lengths = places.bincount(minlength=len(rows)).tolist()
 
-        def split(steps: list[Tensor]) -> Sequence[Tensor]:
-            return torch.cat(steps)[order].cpu().split(lengths)
+        def split(steps: list[Tensor]) -> tuple[Tensor, ...]:
+            return torch.split(torch.cat(steps)[order].cpu(), lengths)
 
-        held = split(supports) if supports else [None] * len(rows)
+        held = split(supports) if supports else (None,) * len(rows)
         return {
             row: Completion(ids.tolist(), log_probs.tolist(), int(ids[-1]) != self.end, support)
             for row, ids, log_probs, support in zip(

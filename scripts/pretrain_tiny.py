@@ -149,7 +149,7 @@ def weighted_loss(model: LlamaForCausalLM, ids: Tensor, weights: Tensor) -> Tens
     a token of weight w < 1 counts in full with probability w.
     """
     chosen = torch.rand(ids[:, 1:].shape) < weights[:, 1:]
-    hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state[chosen]
+    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state[chosen]
     return torch.nn.functional.cross_entropy(model.lm_head(hidden), ids[:, 1:][chosen])
 
 
@@ -166,18 +166,24 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every matrix."""
         for group in self.param_groups:
-            for p in group["params"]:
-                memory = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                memory.lerp_(p.grad, 1 - group["momentum"])
-                x = p.grad.lerp(memory, group["momentum"])
-                wide = x.shape[0] <= x.shape[1]
-                x = x if wide else x.T
-                x = x / (x.norm() + 1e-7)
+            shapes = {p.shape for p in group["params"]}
+            for shape in sorted(shapes):  # matrices of one shape go through together
+                same = [p for p in group["params"] if p.shape == shape]
+                for p in same:
+                    memory = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                    memory.lerp_(p.grad, 1 - group["momentum"])
+                x = torch.stack(
+                    [p.grad.lerp(self.state[p]["momentum"], group["momentum"]) for p in same]
+                )
+                wide = shape[0] <= shape[1]
+                x = x if wide else x.mT
+                x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
                 for _ in range(5):  # the quintic Newton-Schulz iteration of the reference
-                    a = x @ x.T
+                    a = x @ x.mT
                     x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-                size = max(1.0, p.shape[0] / p.shape[1]) ** 0.5
-                p.add_(x if wide else x.T, alpha=-group["lr"] * size)
+                size = max(1.0, shape[0] / shape[1]) ** 0.5
+                for p, update in zip(same, x if wide else x.mT, strict=True):
+                    p.add_(update, alpha=-group["lr"] * size)
 
 
 def optimizers(model: LlamaForCausalLM, a: Arguments) -> list[torch.optim.Optimizer]:

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from agents.policies.models import Scores, load_model, split_model
+from agents.policies.models import (
+    Scores,
+    attention_window,
+    context_length,
+    entropy,
+    kl_divergence,
+    load_model,
+    logits_at,
+    pad_right,
+    split_model,
+)
+from agents.sampling import draw
+
+Question = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]
+"""Token ids of a prompt, and of each candidate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +46,11 @@ class Decision:
     candidates: tuple[tuple[int, ...], ...]
     action: int
     log_prob: float
+
+    @property
+    def question(self) -> Question:
+        """What was to be decided; the members of a group often have the same."""
+        return self.prompt, self.candidates
 
     @property
     def turns(self) -> list[int]:
@@ -84,7 +102,7 @@ class CandidatePolicy:
     ) -> None:
         if temperature < 0:
             raise ValueError(f"temperature is {temperature}; use 0 (the best candidate) or more.")
-        self.model = model.eval()
+        self.model = model
         self.tokenizer = tokenizer
         self.temperature = temperature
         self.generator = torch.Generator().manual_seed(seed)
@@ -92,7 +110,8 @@ class CandidatePolicy:
         self.reply: tuple[int, ...] = tuple(self._encode([reply])[0]) if reply else ()
         self.parts = split_model(model)
         self.pad: int = tokenizer.pad_token_id or 0
-        self.context: int = getattr(model.config, "max_position_embeddings", 2**31 - 1)
+        # Within the shortest window of attention all layers see the same.
+        self.context = min(context_length(model), attention_window(model) or 2**31)
         self.truncated_prompts = 0
         self.read_tokens = 0
 
@@ -122,7 +141,7 @@ class CandidatePolicy:
         ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         return ids
 
-    def encode(self, prompt: str, candidates: Sequence[str]) -> tuple[Any, Any]:
+    def encode(self, prompt: str, candidates: Sequence[str]) -> Question:
         """Encode the prompt, cut on the left to fit the context, and each candidate."""
         prompt_ids, *candidate_ids = self._encode([prompt, *candidates])
         if not prompt_ids or not all(candidate_ids):
@@ -138,11 +157,11 @@ class CandidatePolicy:
 
     def micro_batches(self, decisions: Sequence[Decision]) -> list[list[int]]:
         """Group decisions of similar lengths, each group within ``micro_batch_tokens``."""
-        order = sorted(range(len(decisions)), key=lambda i: len(decisions[i]))
+        widths = [len(d) + len(self.reply) * len(d.candidates) for d in decisions]
         groups: list[list[int]] = []
-        for i in order:
-            width = len(decisions[i]) + len(self.reply) * len(decisions[i].candidates)
-            if not groups or (len(groups[-1]) + 1) * width > self.micro_batch_tokens:
+        for i in sorted(range(len(decisions)), key=widths.__getitem__):
+            # Ascending lengths: the newest member sets the width of the whole group.
+            if not groups or (len(groups[-1]) + 1) * widths[i] > self.micro_batch_tokens:
                 groups.append([])
             groups[-1].append(i)
         return groups
@@ -151,80 +170,70 @@ class CandidatePolicy:
         self, decisions: Sequence[Decision], reference: CandidatePolicy | None = None
     ) -> Scores:
         """Score every decision, in their order, with gradients; see :class:`Scores`."""
-        raw = self.candidate_logits([(d.prompt, d.candidates) for d in decisions])
-        log_dist = (raw / (self.temperature or 1.0)).log_softmax(-1)
-        actions = torch.tensor([d.action for d in decisions], device=log_dist.device)
-        log_probs = log_dist.gather(1, actions[:, None])[:, 0]
-        finite = log_dist.masked_fill(log_dist == -torch.inf, 0.0)
-        entropies = -(log_dist.exp() * finite).sum(-1)
+        questions = [d.question for d in decisions]
+        logits = self.candidate_logits(questions)
+        log_dist = (logits / (self.temperature or 1.0)).log_softmax(-1)
+        actions = torch.tensor([d.action for d in decisions], dtype=torch.long)
+        log_probs = log_dist.gather(1, actions[:, None].to(log_dist.device))[:, 0]
         kls = None
         if reference is not None:
             with torch.no_grad():
-                ref = reference.candidate_logits([(d.prompt, d.candidates) for d in decisions])
-            ref = ref.log_softmax(-1).masked_fill(ref == -torch.inf, 0.0)
-            own = raw.log_softmax(-1)
-            kls = (own.exp() * (own.masked_fill(own == -torch.inf, 0.0) - ref)).sum(-1)
-        return Scores(log_probs, entropies, kls)
+                ref = reference.candidate_logits(questions).log_softmax(-1)
+            kls = kl_divergence(logits.log_softmax(-1), ref)
+        return Scores(log_probs, entropy(log_dist), kls)
 
-    def candidate_logits(
-        self, questions: Sequence[tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]]
-    ) -> Tensor:
+    def candidate_logits(self, questions: Sequence[Question]) -> Tensor:
         """Return the logit of every candidate, (questions, most candidates); -inf where none is.
 
         Args:
             questions: (prompt ids, ids of each candidate), each with one candidate or more.
         """
-        rows = [self._lay_out(prompt, candidates) for prompt, candidates in questions]
-        ids = pad_sequence([r.ids for r in rows], batch_first=True, padding_value=self.pad)
-        positions = pad_sequence([r.positions for r in rows], batch_first=True)
-        branch = pad_sequence([r.branch for r in rows], batch_first=True, padding_value=-1)
+        # The copies of a question, as a group has them, are read once.
+        unique = {question: i for i, question in enumerate(dict.fromkeys(questions))}
+        rows = [self._lay_out(*question) for question in unique]
+        device, dtype = self.device, self.model.dtype
+        ids, positions = pad_right([r.ids for r in rows], self.pad), [r.positions for r in rows]
         width = ids.shape[1]
-        earlier = torch.ones(width, width, dtype=torch.bool).tril()
         # Branch 0 is the prompt; a token sees the prompt and its own branch, as far as itself.
+        branch = pad_right([r.branch for r in rows], -1).to(device)
         seen = (branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0)
-        mask = torch.zeros(seen.shape).masked_fill(~(seen & earlier), torch.finfo(torch.float32).min)
-        hidden_at = torch.cat([r.sources + i * width for i, r in enumerate(rows)])
-        targets = torch.cat([r.targets for r in rows])
-        device = self.device
-        inputs = {
-            "input_ids": ids.to(device),
-            "attention_mask": mask[:, None].to(device, self.model.dtype),
-            "position_ids": positions.to(device),
-            "use_cache": False,
-        }
-        if self.parts is None:
-            logits = self.model(**inputs).logits.flatten(0, 1)[hidden_at.to(device)]
-        else:
-            trunk, head = self.parts
-            logits = head(trunk(**inputs).last_hidden_state.flatten(0, 1)[hidden_at.to(device)])
-        log_probs = logits.float().log_softmax(-1).gather(1, targets.to(device)[:, None])[:, 0]
-        most = max(len(candidates) for _, candidates in questions)
-        place = torch.cat([r.owners + i * most for i, r in enumerate(rows)]).to(device)
+        seen &= torch.ones(width, width, dtype=torch.bool, device=device).tril()
+        mask = torch.zeros(seen.shape, dtype=dtype, device=device)
+        sources = [s + i * width for i, r in enumerate(rows) for s in r.sources]
+        logits = logits_at(
+            self.model,
+            self.parts,
+            torch.tensor(sources, dtype=torch.long, device=device),
+            input_ids=ids.to(device),
+            attention_mask=mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None],
+            position_ids=pad_right(positions, 0).to(device),
+        )
+        targets = torch.tensor([t for r in rows for t in r.targets], dtype=torch.long)
+        log_probs = logits.float().log_softmax(-1).gather(1, targets[:, None].to(device))[:, 0]
+        most = max((len(candidates) for _, candidates in unique), default=1)
+        owners = [o + i * most for i, r in enumerate(rows) for o in r.owners]
+        place = torch.tensor(owners, dtype=torch.long, device=device)
         zeros = torch.zeros(len(rows) * most, device=device)
         sums = zeros.index_add(0, place, log_probs)
         counts = zeros.index_add(0, place, torch.ones_like(log_probs))
         # A reply is the same for every candidate; texts of their own are compared by the mean.
-        logits = sums if self.reply else sums / counts.clamp_min(1)
-        return logits.masked_fill(counts == 0, -torch.inf).view(len(rows), most)
+        found = sums if self.reply else sums / counts.clamp_min(1)
+        table = found.masked_fill(counts == 0, -torch.inf).view(len(rows), most)
+        return table[torch.tensor([unique[q] for q in questions], dtype=torch.long, device=device)]
 
     def _lay_out(self, prompt: Sequence[int], candidates: Sequence[Sequence[int]]) -> _Row:
-        ids, branch = list(prompt), [0] * len(prompt)
-        positions = list(range(len(prompt)))
-        sources: list[int] = []
-        targets: list[int] = []
-        owners: list[int] = []
+        row = _Row(list(prompt), list(range(len(prompt))), [0] * len(prompt), [], [], [])
         for k, candidate in enumerate(candidates):
             path = [*candidate, *self.reply]
-            judged = range(len(candidate), len(path)) if self.reply else range(len(candidate))
-            for i in judged:
+            for i in range(len(candidate) if self.reply else 0, len(path)):
                 # The token before: in this branch or, for a branch's first, the prompt's last.
-                sources.append(len(ids) + i - 1 if i else len(prompt) - 1)
-                targets.append(path[i])
-                owners.append(k)
-            ids += path
-            branch += [k + 1] * len(path)
-            positions += range(len(prompt), len(prompt) + len(path))
-        return _Row(*(torch.tensor(x) for x in (ids, positions, branch, sources, targets, owners)))
+                row.sources.append(len(row.ids) + i - 1 if i else len(prompt) - 1)
+                row.targets.append(path[i])
+                row.owners.append(k)
+            row.ids += path
+            row.positions += range(len(prompt), len(prompt) + len(path))
+            row.branch += [k + 1] * len(path)
+        return row
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model (safetensors) and tokenizer; ``from_pretrained`` reads them."""
@@ -232,16 +241,16 @@ class CandidatePolicy:
         self.tokenizer.save_pretrained(folder)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Row:
     """One prompt with its candidates, laid out in one row."""
 
-    ids: Tensor
-    positions: Tensor
-    branch: Tensor
-    sources: Tensor  # where the guess at each judged token stands
-    targets: Tensor  # the judged tokens
-    owners: Tensor  # the candidate that each belongs to
+    ids: list[int]
+    positions: list[int]
+    branch: list[int]
+    sources: list[int]  # where the guess at each judged token stands
+    targets: list[int]  # the judged tokens
+    owners: list[int]  # the candidate that each belongs to
 
 
 class Choices:
@@ -273,25 +282,26 @@ class Choices:
             Row -> index of the chosen candidate.
         """
         policy = self.policy
-        rows = list(observations)
-        read = [policy.encode(o["prompt"], o["candidates"]) for o in observations.values()]
-        asked = [Decision(r, turn, p, c, 0, 0.0) for r, (p, c) in zip(rows, read, strict=True)]
-        actions: dict[int, int] = {}
-        decided: dict[int, Decision] = {}
+        temperature = self.temperature or policy.temperature or 1.0
+        # Greedy draws no number. One number a row: how rows are batched changes no choice.
+        uniforms = (
+            torch.rand(len(observations), generator=policy.generator) if self.temperature else None
+        )
+        asked = [
+            Decision(row, turn, *policy.encode(o["prompt"], o["candidates"]), 0, 0.0)
+            for row, o in observations.items()
+        ]
+        decided = list(asked)
         for group in policy.micro_batches(asked):
-            raw = policy.candidate_logits([read[i] for i in group])
-            log_probs = (raw / (self.temperature or policy.temperature or 1.0)).log_softmax(-1).cpu()
-            if self.temperature == 0:
-                drawn = log_probs.argmax(-1)
-            else:
-                drawn = torch.multinomial(log_probs.exp(), 1, generator=policy.generator)[:, 0]
-            for i, action, dist in zip(group, drawn.tolist(), log_probs, strict=True):
-                actions[rows[i]] = action
-                self.chosen_from[rows[i], turn] = dist.exp()
-                prompt, candidates = read[i]
-                chosen = float(dist[action])
-                decided[rows[i]] = Decision(rows[i], turn, prompt, candidates, action, chosen)
-            policy.read_tokens += sum(len(asked[i]) for i in group)
-        self.sequences += [decided[r] for r in rows]
-        self.answers += len(rows)
-        return {r: actions[r] for r in rows}
+            questions = [asked[i].question for i in group]
+            logits = policy.candidate_logits(questions)
+            policy.read_tokens += sum(len(p) + sum(map(len, c)) for p, c in set(questions))
+            log_dist = (logits / temperature).log_softmax(-1).cpu()
+            drawn = log_dist.argmax(-1) if uniforms is None else draw(log_dist, uniforms[group])
+            for i, action, dist in zip(group, drawn.tolist(), log_dist, strict=True):
+                decided[i] = replace(asked[i], action=action, log_prob=float(dist[action]))
+                chances = dist.exp()[: len(asked[i].candidates)]
+                self.chosen_from[asked[i].row, turn] = chances
+        self.sequences += decided
+        self.answers += len(decided)
+        return {d.row: d.action for d in decided}

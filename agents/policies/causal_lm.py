@@ -10,9 +10,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from agents.policies.models import Scores, load_model, split_model
+from agents.policies.models import (
+    Scores,
+    attention_window,
+    context_length,
+    entropy,
+    eval_mode,
+    kl_divergence,
+    load_model,
+    logits_at,
+    pad_right,
+    split_model,
+)
 from agents.sampling import Completion, Sampler, SamplingConfig, sampling_logits
 
 
@@ -57,8 +67,8 @@ class TokenSequence:
 class CausalLMPolicy:
     """Writes answers by sampling tokens from a causal language model.
 
-    The model stays in eval mode throughout: dropout would make what is scored differ from what
-    was sampled.
+    The model samples and is scored in eval mode, whatever mode the caller keeps it in: dropout
+    would make what is scored differ from what was sampled.
 
     Args:
         model: A causal language model of ``transformers``.
@@ -79,22 +89,19 @@ class CausalLMPolicy:
         seed: int = 0,
         micro_batch_tokens: int = 8192,
     ) -> None:
-        self.model = model.eval()
+        self.model = model
         self.tokenizer = tokenizer
         self.sampling = sampling or SamplingConfig()
         self.generator = torch.Generator().manual_seed(seed)
         self.micro_batch_tokens = micro_batch_tokens
         self.end: int = tokenizer.eos_token_id
         self.pad: int = self.end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self.context: int = getattr(model.config, "max_position_embeddings", 2**31 - 1)
+        self.context = context_length(model)
+        self.window = attention_window(model)
         self.parts = split_model(model)
         self.truncated_prompts = 0
         self.read_tokens = 0
-        if self.sampling.max_new_tokens >= self.context:
-            raise ValueError(
-                f"max_new_tokens {self.sampling.max_new_tokens} leaves no room for a prompt in "
-                f"the model's context of {self.context} tokens."
-            )
+        self.room(self.sampling)
 
     @classmethod
     def from_pretrained(
@@ -113,6 +120,19 @@ class CausalLMPolicy:
     def device(self) -> torch.device:
         """Where the model lies."""
         return next(self.model.parameters()).device  # type: ignore[no-any-return]
+
+    def room(self, sampling: SamplingConfig) -> int:
+        """Return how many tokens a conversation may have before an answer.
+
+        Raises:
+            ValueError: The answer leaves no room.
+        """
+        if sampling.max_new_tokens >= self.context:
+            raise ValueError(
+                f"max_new_tokens {sampling.max_new_tokens} leaves no room for a prompt in "
+                f"the model's context of {self.context} tokens."
+            )
+        return self.context - sampling.max_new_tokens
 
     def begin(self, sampling: SamplingConfig | None = None) -> Conversations:
         """Open a rollout: rows of conversations that grow turn by turn."""
@@ -139,50 +159,40 @@ class CausalLMPolicy:
             reference: Policy to measure the KL divergence from, without gradients.
 
         Returns:
-            Flat scores of all sampled tokens. Padding costs time but changes nothing.
+            Flat scores of all sampled tokens. Padding costs time but changes nothing: causal
+            attention never looks at what stands on the right, so no mask is needed.
         """
-        config = self.sampling
-        ids = pad_sequence(
-            [torch.tensor(s.ids) for s in sequences], batch_first=True, padding_value=self.pad
-        )
-        sampled = pad_sequence(
-            [torch.tensor(s.turns) >= 0 for s in sequences], batch_first=True, padding_value=False
-        )
+        ids = pad_right([s.ids for s in sequences], self.pad)
+        sampled = pad_right([s.turns for s in sequences], -1) >= 0
         # The logits at a token are a guess at the next one.
         guesses = sampled.roll(-1, dims=1)
         guesses[:, -1] = False
         logits = self._logits(ids, guesses)
-        support = None
-        if config.truncates:
-            supports = [s.support for s in sequences if s.support is not None]
-            support = torch.cat(supports).to(logits.device)
-        log_dist = sampling_logits(logits, config, support)[0].log_softmax(-1)
+        support = self._support(sequences, logits)
+        log_dist = sampling_logits(logits, self.sampling, support)[0].log_softmax(-1)
         targets = ids[sampled].to(logits.device)
-        log_probs = log_dist.gather(1, targets[:, None])[:, 0]
-        # 0 · -inf is no number; outside the support the product is 0.
-        finite = log_dist.masked_fill(log_dist == -torch.inf, 0.0)
-        entropies = -(log_dist.exp() * finite).sum(-1)
         kls = None
         if reference is not None:
             with torch.no_grad():
                 ref = reference._logits(ids, guesses).float().log_softmax(-1)
-            own = logits.float().log_softmax(-1)
-            kls = (own.exp() * (own - ref)).sum(-1)
-        return Scores(log_probs, entropies, kls)
+            kls = kl_divergence(logits.float().log_softmax(-1), ref)
+        return Scores(log_dist.gather(1, targets[:, None])[:, 0], entropy(log_dist), kls)
 
-    def _logits(self, ids: Tensor, chosen: Tensor) -> Tensor:
-        """Logits at the chosen places, (chosen, vocabulary); ids are padded on the right.
+    def _logits(self, ids: Tensor, places: Tensor) -> Tensor:
+        """Logits at the places, (places, vocabulary)."""
+        device = self.device
+        return logits_at(self.model, self.parts, places.to(device), input_ids=ids.to(device))
 
-        Causal attention never looks at padding on the right, so no mask is needed.
-        """
-        ids, chosen = ids.to(self.device), chosen.to(self.device)
-        if self.parts is None:
-            every: Tensor = self.model(input_ids=ids, use_cache=False).logits
-            return every[chosen]
-        trunk, head = self.parts
-        hidden = trunk(input_ids=ids, use_cache=False).last_hidden_state[chosen]
-        logits: Tensor = head(hidden)
-        return logits
+    def _support(self, sequences: Sequence[TokenSequence], logits: Tensor) -> Tensor | None:
+        """What each sampled token was drawn from; ``None`` where that was always everything."""
+        if not self.sampling.truncates and all(s.support is None for s in sequences):
+            return None
+        everything = torch.ones(1, logits.shape[1], dtype=torch.bool)
+        supports = [
+            everything.expand(sum(t >= 0 for t in s.turns), -1) if s.support is None else s.support
+            for s in sequences
+        ]
+        return torch.cat([everything[:0], *supports]).to(logits.device)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model (safetensors) and tokenizer; ``from_pretrained`` reads them."""
@@ -205,6 +215,7 @@ class Conversations:
     def __init__(self, policy: CausalLMPolicy, sampling: SamplingConfig) -> None:
         self.policy = policy
         self.sampling = sampling
+        self.room = policy.room(sampling)
         self.sampler = Sampler(policy.model, policy.end, policy.pad, policy.generator)
         self.sequences: list[TokenSequence] = []
         self.cut = 0
@@ -217,20 +228,22 @@ class Conversations:
         """Answer the observation of each row that is still in play.
 
         Args:
-            observations: Row -> observation. Rows that are left out are over.
+            observations: Row -> observation. Rows that are left out are over; if one comes back,
+                it begins anew.
             turn: Number of the turn, for all rows.
 
         Returns:
             Row -> answer, without the end-of-sequence token.
         """
         self._read(observations)
-        completions = self.sampler.answer(self._unread, self.sampling)
+        with eval_mode(self.policy.model):
+            completions = self.sampler.answer(self._unread, self.sampling)
         self.policy.read_tokens += self.sampler.read_tokens
         self.sampler.read_tokens = 0
         rows = list(completions)
         end = self.policy.end
         written = [[t for t in completions[r].ids if t != end] for r in rows]
-        texts = self.policy.tokenizer.batch_decode(written, skip_special_tokens=False)
+        texts = self.policy.tokenizer.batch_decode(written, clean_up_tokenization_spaces=False)
         for row, text in zip(rows, texts, strict=True):
             completion = completions[row]
             self._current[row].wrote(turn, completion)
@@ -241,20 +254,20 @@ class Conversations:
         return dict(zip(rows, texts, strict=True))
 
     def _read(self, observations: dict[int, str]) -> None:
+        """Encode what each row has not read yet."""
+        self._seen = {r: seen for r, seen in self._seen.items() if r in observations}
         self._unread = {r: self._unread.get(r, []) for r in observations}
-        added: dict[int, str] = {}
+        added: list[str] = []
         for row, observation in observations.items():
             seen = self._seen.get(row)
-            if seen is not None and not observation.startswith(seen):
-                seen = None  # the conversation was rewritten: begin anew
-            if seen is None:
-                self._begin(row)
-            added[row] = observation[len(seen) :] if seen is not None else observation
-        encoded = self.policy.tokenizer(list(added.values()), add_special_tokens=False)
-        room = self.policy.context - self.sampling.max_new_tokens
-        for row, ids in zip(added, encoded["input_ids"], strict=True):
-            if len(self._current[row]) + len(ids) > room:
-                ids = self._shorten(row, observations[row], room)
+            if seen is None or not observation.startswith(seen):
+                self._begin(row)  # the row is new, or its conversation was rewritten
+                seen = ""
+            added.append(observation[len(seen) :])
+        encoded = self.policy.tokenizer(added, add_special_tokens=False)["input_ids"]
+        for row, ids in zip(observations, encoded, strict=True):
+            if len(self._current[row]) + len(ids) > self.room:
+                ids = self._cut(row, ids)
             if not ids and not self._unread[row]:
                 raise ValueError(
                     f"The observation {observations[row]!r} holds no token to answer. "
@@ -262,16 +275,29 @@ class Conversations:
                 )
             self._current[row].read(ids)
             self._unread[row] = self._unread[row] + ids
+        self._keep_in_window()
+
+    def _keep_in_window(self) -> None:
+        """Read whole conversations again before the cache outgrows a window of attention.
+
+        Such a window counts slots, and would count the holes between a row's tokens too.
+        """
+        window, held = self.policy.window, self.sampler.held
+        if window is None or held is None:
+            return
+        longest = max(map(len, self._unread.values()))
+        if held.slots + longest + self.sampling.max_new_tokens > window:
+            self.sampler.forget(self._unread)
+            self._unread = {r: list(self._current[r].ids) for r in self._unread}
 
     def _begin(self, row: int) -> None:
-        if row in self._current:
-            self.sampler.forget([row])
+        self.sampler.forget([row])
         self._current[row] = TokenSequence(row)
         self.sequences.append(self._current[row])
         self._unread[row] = []
 
-    def _shorten(self, row: int, observation: str, room: int) -> list[int]:
-        """Begin the row anew with the end of its conversation, as much as the context holds."""
+    def _cut(self, row: int, ids: list[int]) -> list[int]:
+        """Begin the row anew with the end of its tokens, as many as the context holds."""
         self.policy.truncated_prompts += 1
         if self.policy.truncated_prompts == 1:
             warnings.warn(
@@ -279,7 +305,7 @@ class Conversations:
                 "tokens; its beginning is cut off. `policy.truncated_prompts` counts them all.",
                 stacklevel=4,
             )
-        if len(self._current[row]):
+        held = self._current[row].ids
+        if held:
             self._begin(row)
-        ids: list[int] = self.policy.tokenizer(observation, add_special_tokens=False)["input_ids"]
-        return ids[-room:]
+        return (held + ids)[-self.room :]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +29,55 @@ class Scores:
     kls: Tensor | None = None
 
 
+def entropy(log_probs: Tensor) -> Tensor:
+    """Entropy in nats of distributions, H = -Σ_v p_v log p_v; a probability of 0 adds nothing.
+
+    Args:
+        log_probs: (…, vocabulary), normalised; -inf is allowed.
+    """
+    return -(log_probs.exp() * _finite(log_probs)).sum(-1)
+
+
+def kl_divergence(log_probs: Tensor, reference: Tensor) -> Tensor:
+    """Exact KL divergence in nats from a reference, KL(p ‖ q) = Σ_v p_v (log p_v - log q_v).
+
+    Args:
+        log_probs: (…, vocabulary), normalised; -inf is allowed.
+        reference: The same of the reference, which is -inf only where ``log_probs`` is.
+    """
+    return (log_probs.exp() * (_finite(log_probs) - _finite(reference))).sum(-1)
+
+
+def _finite(log_probs: Tensor) -> Tensor:
+    # 0 · -inf is no number, neither forward nor backward; 0 · 0 is what is meant.
+    return log_probs.masked_fill(log_probs == -torch.inf, 0.0)
+
+
+def pad_right(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Return integer rows as one tensor, filled up on the right.
+
+    It has one row and one column at least: a model cannot read nothing, and an empty batch is to
+    have a loss of 0 with a gradient like any other.
+    """
+    width = max([1, *map(len, rows)])
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows or [[]]])
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off, and leave every module in the mode it was in.
+
+    What is scored has to be what was sampled, in updates too.
+    """
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def resolve_device(device: str) -> torch.device:
     """Return the device; ``"auto"`` is CUDA, then Apple's MPS, then the CPU."""
     if device != "auto":
@@ -48,14 +99,17 @@ def load_model(name: str | Path, device: str, dtype: str) -> tuple[Any, Any]:
         dtype: Name of a torch dtype, for example ``"float32"``.
 
     Raises:
-        ValueError: The name leads to no model, or the tokenizer has no end-of-sequence token.
+        ValueError: The name leads to no model, the dtype is none, or the tokenizer has no
+            end-of-sequence token.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if not isinstance(precision := getattr(torch, dtype, None), torch.dtype):
+        raise ValueError(f"{dtype!r} is no dtype of torch. Use 'float32' or 'bfloat16'.")
     where = TINY if str(name) == "tiny" else name
     try:
         tokenizer = AutoTokenizer.from_pretrained(where)
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, dtype))
+        model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=precision)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"No causal language model could be loaded from {str(name)!r}: {error}\n"
@@ -76,13 +130,47 @@ def split_model(model: Any) -> tuple[nn.Module, nn.Module] | None:
     trunk, head = model.base_model, model.get_output_embeddings()
     if trunk is model or head is None:
         return None
-    probe = torch.tensor([[1, 2, 3, 1]], device=next(model.parameters()).device)
-    training = model.training
-    model.eval()
-    with torch.no_grad():
-        same = torch.equal(head(trunk(input_ids=probe).last_hidden_state), model(probe).logits)
-    model.train(training)
+    probe = torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device)
+    with torch.no_grad(), eval_mode(model):
+        hidden = getattr(trunk(input_ids=probe), "last_hidden_state", None)
+        same = hidden is not None and torch.equal(head(hidden), model(input_ids=probe).logits)
     return (trunk, head) if same else None
+
+
+def context_length(model: Any) -> int:
+    """Return the most tokens that a model can read."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", 2**31 - 1))
+
+
+def attention_window(model: Any) -> int | None:
+    """Return how many tokens back the most short-sighted layer sees; ``None`` for all of them."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
+    return getattr(config, "sliding_window", None) if "sliding_attention" in kinds else None
+
+
+def logits_at(
+    model: Any, parts: tuple[nn.Module, nn.Module] | None, places: Tensor, **inputs: Any
+) -> Tensor:
+    """Run a model without cache or dropout and return its logits where they are needed.
+
+    Args:
+        model: A causal language model.
+        parts: What ``split_model`` says of it.
+        places: (rows, width) booleans, or (places,) indices into rows · width.
+        **inputs: Arguments of the model, on its device.
+
+    Returns:
+        (places, vocabulary), row by row, with gradients.
+    """
+    with eval_mode(model):
+        if parts is None:
+            every: Tensor = model(**inputs, use_cache=False).logits
+            return every.flatten(0, 1)[places.flatten()]
+        trunk, head = parts
+        hidden = trunk(**inputs, use_cache=False).last_hidden_state
+        logits: Tensor = head(hidden.flatten(0, 1)[places.flatten()])
+        return logits
 
 
 PolicyT = TypeVar("PolicyT")

@@ -86,7 +86,7 @@ class TextEnv(gym.Env[Any, Any]):
         self._episode = play.begin(self.task, self.np_random, wanted)
         self._scores, self._printed = [], 0
         self._render_human()
-        return self._episode.observation, play.info_of(self._episode)
+        return copy.copy(self._episode.observation), play.info_of(self._episode)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, play.Info]:
         """Score the action and move on; ``truncated`` is always false.
@@ -104,7 +104,7 @@ class TextEnv(gym.Env[Any, Any]):
         self._scores.append(outcome.score)
         self._render_human()
         return (
-            episode.observation,
+            copy.copy(episode.observation),  # what the caller does to a dict stays with the caller
             play.reward(outcome, self.reward_range),
             episode.finished,
             False,

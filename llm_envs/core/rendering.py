@@ -15,10 +15,8 @@ def printable(text: str) -> str:
 
     Environments keep text verbatim; every sink passes it through here.
     """
-    return "".join(
-        c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs", "Cf") else ascii(c)[1:-1]
-        for c in text
-    )
+    odd = (c for c in set(text) - {"\n", "\t"} if unicodedata.category(c) in ("Cc", "Cf", "Cs"))
+    return text.translate({ord(c): ascii(c)[1:-1] for c in odd})
 
 
 def transcript(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import gymnasium as gym
@@ -212,6 +213,7 @@ class TextVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             seeds: list[Any] = [int(seed) + i // self.group_size for i in range(self.num_envs)]
         else:
             seeds = self._each("seed", seed)
+            seeds = [int(s) if isinstance(s, np.integer) else s for s in seeds]
         self._rngs = self._rngs or [seeding.np_random()[0] for _ in range(self.num_envs)]
         for i in rows:
             leader = i - i % self.group_size
@@ -229,7 +231,7 @@ class TextVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
 def _lay_out(infos: Mapping[int, play.Info], num_envs: int) -> play.Info:
     """Batch the infos of some rows: what ``VectorEnv._add_info`` makes, a key at a time."""
     batched: play.Info = {}
-    for key in dict.fromkeys(key for info in infos.values() for key in info):
+    for key in dict.fromkeys(chain.from_iterable(infos.values())):
         rows = [i for i, info in infos.items() if key in info]
         kind = type(infos[rows[0]][key])
         column = np.zeros(num_envs, kind) if kind in (int, float) else _nones(num_envs)

@@ -1,4 +1,4 @@
-"""The embedded dialogues: counts, splits of entities and of wordings, answers, and their builder."""
+"""The embedded dialogues: counts, splits of entities and wordings, answers, and their builder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from llm_envs.datasets.dialogues import load_dialogues
-from llm_envs.datasets.splits import SPLITS, split_of
+from llm_envs.datasets.splits import SPLITS
 from llm_envs.scoring.qa import UNKNOWN, token_f1
 
 FOLDER = resources.files("llm_envs") / "datasets" / "embedded" / "countries_wordnet"
@@ -175,7 +175,6 @@ def test_entities_do_not_cross_units_or_splits(records: list[Record]) -> None:
     for record in records:
         domain, names = domain_and_names(record)
         for name in names:
-            assert split_of(f"{domain}/{name}") == record["split"]
             here = (record["split"], record["unit"])
             assert home.setdefault((domain, name), here) == here
     assert len({domain for domain, _ in home}) == 2
@@ -322,12 +321,16 @@ def test_follow_ups_need_the_history(asked: list[Asked], split: str) -> None:
     for turns in dialogues.values():
         by_thing += any(
             a.form == "follow_up"
-            and any(b.relation == a.relation and b.entity != a.entity and misleads(a, b) for b in turns)
+            and any(
+                b.relation == a.relation and b.entity != a.entity and misleads(a, b) for b in turns
+            )
             for a in turns
         )
         by_relation += any(
             a.form == "switch"
-            and any(b.entity == a.entity and b.relation != a.relation and misleads(a, b) for b in turns)
+            and any(
+                b.entity == a.entity and b.relation != a.relation and misleads(a, b) for b in turns
+            )
             for a in turns
         )
     assert by_thing > 0.1 * len(dialogues)
@@ -448,9 +451,7 @@ def synset(
 DOG_POINTERS = [("@", 2, "n"), ("#m", 3, "n"), ("%p", 4, "n"), ("~", 5, "n"), ("+", 6, "v")]
 NOUN_LINES = [
     "  1 This software and database is being provided to you | a licence  ",
-    synset(
-        1, "dog domestic_dog Canis_familiaris", DOG_POINTERS, 'a tame wolf; "the dog barked"'
-    ),
+    synset(1, "dog domestic_dog Canis_familiaris", DOG_POINTERS, 'a tame wolf; "the dog barked"'),
     synset(2, "canine canid", []),
     synset(3, "pack", []),
     synset(4, "flag", []),
@@ -488,7 +489,12 @@ def test_builder_reads_a_noun(nouns: Any) -> None:
     ("words", "pointers", "gloss", "left"),
     [
         # A value in two relations would make questions ambiguous.
-        ("dog", [*DOG_POINTERS, ("#p", 5, "n")], "a tame wolf", {"kind", "group", "part", "meaning"}),
+        (
+            "dog",
+            [*DOG_POINTERS, ("#p", 5, "n")],
+            "a tame wolf",
+            {"kind", "group", "part", "meaning"},
+        ),
         # A meaning that uses the noun, or of one word, tells nothing.
         ("dog", DOG_POINTERS, "a dog of men", {"kind", "group", "part", "example"}),
         ("dog", DOG_POINTERS, "wolf", {"kind", "group", "part", "example"}),

@@ -1,0 +1,1 @@
+"""What the environments are worth: reference scores, sweeps, speed."""

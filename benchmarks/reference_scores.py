@@ -1,0 +1,388 @@
+"""What random, simple and perfect players score on every environment and split.
+
+Run: ``python -m benchmarks.reference_scores [--env ID …] [--split NAME …] [--markdown]``
+
+Every player meets the same episodes, those of ``agents.evaluation.evaluate``; the intervals are
+95 % bootstrap intervals over independent units.
+
+- random: on writing tasks one to three successive words of the conversation; on choosing tasks
+  any candidate.
+- heuristic: ``HEURISTICS`` says which rule plays which environment. It reads what a policy reads.
+- oracle: the accepted answer, or the candidate, that scores best.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Literal
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import llm_envs
+from agents.evaluation import Evaluation, Floats, evaluate, interval
+from agents.rollout import Player
+from llm_envs.core.task import Task
+from llm_envs.datasets.splits import SPLITS, Split, did_you_mean
+from llm_envs.tasks.recommendation_clicks import best_mean_choice
+
+Rule = Callable[[Any], Any]
+"""From an observation to an action."""
+
+# Words that tell nothing about what is asked: they make no sentence similar.
+FUNCTION_WORDS = frozenset(
+    "a about also an and are as at be by called can do does for from has have how in is it its me "
+    "name of on one or please say tell that the there they thing this to was were what where which "
+    "who with would you".split()
+)
+MOST_RANDOM_WORDS = 3
+
+
+# --- rules: pure functions of an observation -----------------------------------------------------
+
+
+def read_conversation(observation: str) -> tuple[str, list[str]]:
+    """Take a writing observation apart.
+
+    Returns:
+        The text that the first message opens with (all but its last line), and what was said
+        after it, by both sides and in order; the last is the user's, who waits for an answer.
+    """
+    opened, *others = re.split(r"\nAssistant:", observation.removeprefix("User: "))
+    text, _, question = opened.rpartition("\n")
+    said = [question]
+    for part in others[:-1]:
+        answer, _, message = part.partition("\nUser: ")
+        said += [answer, message]
+    return text, said
+
+
+def sentences(text: str) -> list[str]:
+    """Split a text at line breaks, and after ".", "!" or "?" where space follows."""
+    found = re.split(r"(?<=[.!?])\s+|\n+", text)
+    return [s.strip() for s in found if s.strip()]
+
+
+def lead_sentence(observation: str) -> str:
+    """Answer with the first sentence of the text; the classical baseline of summarization."""
+    text, _ = read_conversation(observation)
+    return next(iter(sentences(text)), "")
+
+
+def most_similar_span(observation: str) -> str:
+    """Answer with what the sentence that is most like the question says beyond it.
+
+    The sentence is the one that shares the most words with the question, the last sentence that
+    the user said; of equals, the one that shares the most with the conversation before it; of
+    these the first. The answer is its last run of words that the conversation (but for the text
+    itself) has not used. Words are the same if their first four letters are, so that "means" is
+    like "meaning"; ``FUNCTION_WORDS`` are like nothing, and no run begins or ends with one.
+    """
+    text, said = read_conversation(observation)
+    question = words_of(sentences(said[-1])[-1]) if said[-1].strip() else set()
+    before = words_of(" ".join(said[:-1]))
+
+    def similarity(sentence: str) -> tuple[int, int]:
+        words = words_of(sentence)
+        return len(words & question), len(words & before)
+
+    sentence = max(sentences(text), key=similarity, default="")
+    return last_new_run(sentence, question | before) or last_new_run(sentence, question)
+
+
+def last_new_run(sentence: str, known: set[str]) -> str:
+    """Return the last run of words that are not known, function words at its ends cut off."""
+    run: list[str] = []
+    for word in reversed(sentence.rstrip(".!?").split()):
+        if root(word) in known and run:
+            break
+        if root(word) not in known and (run or root(word)):
+            run.append(word)
+    while run and not root(run[-1]):
+        run.pop()
+    return " ".join(reversed(run)).rstrip(",;:")
+
+
+def words_of(text: str) -> set[str]:
+    """Return the roots of a text's words."""
+    return {root(word) for word in text.split()} - {""}
+
+
+def root(word: str) -> str:
+    """Return what tells a word: its first four letters in lower case; "" of a function word."""
+    plain = word.lower().strip(".,;:!?\"'()").removesuffix("'s")
+    return "" if plain in FUNCTION_WORDS else plain[:4]
+
+
+def random_span(observation: str, rng: random.Random) -> str:
+    """Answer with one to three successive words of the conversation, uniformly drawn."""
+    words = [w for w in observation.split() if w not in ("User:", "Assistant:")]
+    length = rng.randint(1, MOST_RANDOM_WORDS)
+    start = rng.randrange(max(1, len(words) - length + 1))
+    return " ".join(words[start : start + length])
+
+
+@dataclass(frozen=True)
+class Heuristic:
+    """A simple rule, and what it is called."""
+
+    name: str
+    rule: Rule
+
+
+HEURISTICS = {
+    "DialogueQA-v0": Heuristic("most similar span", most_similar_span),
+    "Summarization-v0": Heuristic("lead sentence", lead_sentence),
+    "RecommendationClicks-v0": Heuristic("best training mean", best_mean_choice),
+}
+
+
+# --- players: what evaluate() plays --------------------------------------------------------------
+
+
+class ScriptedPlayer(ABC):
+    """A player that decides without a model.
+
+    Attributes:
+        chosen_from: (row, turn) -> the probability of each candidate, (k,), on choosing tasks.
+    """
+
+    def __init__(self) -> None:
+        self.sequences: list[Any] = []
+        self.chosen_from: dict[tuple[int, int], Floats] = {}
+        self.cut = 0
+        self.answers = 0
+
+    @abstractmethod
+    def decide(self, row: int, observation: Any) -> tuple[Any, Floats | None]:
+        """Return the action and, on choosing tasks, the probability of each candidate, (k,)."""
+
+    def act(self, observations: dict[int, Any], turn: int) -> dict[int, Any]:
+        """Decide for each row that is still in play."""
+        actions: dict[int, Any] = {}
+        for row, observation in observations.items():
+            actions[row], chances = self.decide(row, observation)
+            if chances is not None:
+                self.chosen_from[row, turn] = chances
+        self.answers += len(observations)
+        return actions
+
+
+class RandomPlayer(ScriptedPlayer):
+    """Plays at random.
+
+    Chance depends on the seed and on what is seen alone: neither the order of the episodes nor
+    how many are played side by side changes a score.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.seed = seed
+
+    def decide(self, row: int, observation: Any) -> tuple[Any, Floats | None]:
+        """Draw a span of the conversation, or a candidate."""
+        if isinstance(observation, str):
+            return random_span(observation, random.Random(repr((self.seed, observation)))), None
+        seen = self.seed, observation["prompt"], observation["candidates"]
+        k = len(observation["candidates"])
+        return random.Random(repr(seen)).randrange(k), np.full(k, 1.0 / k)
+
+
+class RulePlayer(ScriptedPlayer):
+    """Plays by a rule of one observation."""
+
+    def __init__(self, rule: Rule) -> None:
+        super().__init__()
+        self.rule = rule
+
+    def decide(self, row: int, observation: Any) -> tuple[Any, Floats | None]:
+        """Apply the rule."""
+        return _surely(self.rule(observation), observation)
+
+
+class OraclePlayer(ScriptedPlayer):
+    """Plays the candidate, or the accepted answer, that scores best."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.best: list[Any] = []
+
+    def peek(self, envs: Any) -> None:
+        """Find the best action of every row, by the environment's own scores."""
+        rows = zip(envs.episodes, envs.candidate_scores, envs.references, strict=True)
+        self.best = [self._best(envs.task, *row) for row in rows]
+
+    @staticmethod
+    def _best(task: Task[Any], episode: Any, scores: Any, references: Sequence[str]) -> Any:
+        if scores is not None:
+            return int(np.argmax(scores))
+        if not references:
+            raise ValueError(
+                f"{type(task).__name__} tells neither references nor candidate scores, so there is "
+                "no oracle for it. Give the task `references` or `candidate_scores`."
+            )
+        outcomes = task.score([episode] * len(references), references)
+        return references[int(np.argmax([o.score or 0.0 for o in outcomes]))]
+
+    def decide(self, row: int, observation: Any) -> tuple[Any, Floats | None]:
+        """Play what was found to be best."""
+        return _surely(self.best[row], observation)
+
+
+def _surely(action: Any, observation: Any) -> tuple[Any, Floats | None]:
+    if isinstance(observation, str):
+        return action, None
+    return action, np.eye(len(observation["candidates"]))[action]
+
+
+# --- measuring and showing -----------------------------------------------------------------------
+
+PLAYERS: Final = ("random", "heuristic", "oracle")
+
+
+def measure(env_id: str, split: Split, *, episodes: int | None = None) -> dict[str, Evaluation]:
+    """Evaluate every reference player on one split.
+
+    Args:
+        env_id: A registered id.
+        split: The split.
+        episodes: How many episodes; ``None`` for every example once.
+
+    Returns:
+        Player -> evaluation, all on the same episodes; no "heuristic" where none is stated.
+    """
+    begin: dict[str, Callable[[], Player]] = {"random": RandomPlayer, "oracle": OraclePlayer}
+    if env_id in HEURISTICS:
+        begin["heuristic"] = partial(RulePlayer, HEURISTICS[env_id].rule)
+    return {
+        player: evaluate(begin[player], env_id, split=split, episodes=episodes)
+        for player in PLAYERS
+        if player in begin
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The evaluations of one environment and split."""
+
+    env_id: str
+    split: Split
+    players: dict[str, Evaluation]
+
+    @property
+    def episodes(self) -> int:
+        """Number of episodes that each player played."""
+        return len(self.players["oracle"].ids)
+
+    @property
+    def units(self) -> int:
+        """Number of independent units among them."""
+        return len(set(self.players["oracle"].units))
+
+
+def score_table(measured: Sequence[Measured]) -> list[list[str]]:
+    """Lay out scores with their intervals; the first row is the header."""
+    table = [["environment", "split", "episodes", "units", *PLAYERS]]
+    for m in measured:
+        cells = [
+            f"{e.score:.3f} [{e.ci95[0]:.3f}, {e.ci95[1]:.3f}]" if e else "-"
+            for e in map(m.players.get, PLAYERS)
+        ]
+        table.append([m.env_id, m.split, f"{m.episodes:,}", f"{m.units:,}", *cells])
+    return table
+
+
+def expectation_table(measured: Sequence[Measured]) -> list[list[str]]:
+    """Lay out what is exact where all outcomes are known: expected scores, and regrets to the best.
+
+    The first row is the header; there is no other one if nothing is known.
+    """
+    table = [
+        ["environment", "split", "best possible", *(f"{p}: expected, regret" for p in PLAYERS)]
+    ]
+    for m in measured:
+        if "expected" not in m.players["oracle"].parts:
+            continue
+        cells = [
+            f"{e.part('expected'):.3f}, {_regret(e)}" if e else "-"
+            for e in map(m.players.get, PLAYERS)
+        ]
+        table.append([m.env_id, m.split, f"{m.players['oracle'].part('best'):.3f}", *cells])
+    return table
+
+
+def _regret(e: Evaluation) -> str:
+    regrets = e.parts["best"] - e.parts["expected"]
+    low, high = interval(regrets, e.units)
+    return f"{regrets.mean():.3f} [{low:.3f}, {high:.3f}]"
+
+
+def markdown(table: Sequence[Sequence[str]]) -> str:
+    """Write a table, header first, in Markdown."""
+    header, *rows = table
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _rich(table: Sequence[Sequence[str]]) -> Table:
+    header, *rows = table
+    shown = Table(*header)
+    for row in rows:
+        shown.add_row(*row)
+    return shown
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to measure."""
+
+    env: tuple[str, ...] = ()
+    """Environment ids; all registered ones by default."""
+    split: tuple[Literal["train", "validation", "test", "all"], ...] = SPLITS
+    """Splits."""
+    episodes: int | None = None
+    """Episodes a split, evenly spaced over it; all of them by default."""
+    markdown: bool = False
+    """Print Markdown, as it stands in the README."""
+
+
+def main(arguments: Arguments) -> None:
+    """Measure and print.
+
+    Raises:
+        SystemExit: An environment is not registered.
+    """
+    known = llm_envs.registered_ids()
+    ids = [env_id.removeprefix("llm_envs/") for env_id in arguments.env] or list(known)
+    for env_id in ids:
+        if env_id not in known:
+            raise SystemExit(
+                f"There is no environment {env_id!r}.{did_you_mean(env_id, known)} "
+                f"There are: {', '.join(known)}."
+            )
+    todo = [(env_id, split) for env_id in ids for split in arguments.split]
+    # Progress goes to the error stream, so that the table can be piped.
+    progress = track(todo, "Playing", console=Console(stderr=True), transient=True)
+    measured = [Measured(e, s, measure(e, s, episodes=arguments.episodes)) for e, s in progress]
+    stated = "; ".join(f"{i}: {HEURISTICS[i].name}" for i in ids if i in HEURISTICS)
+    console = Console()
+    for table in (score_table(measured), expectation_table(measured)):
+        if len(table) == 1:
+            continue
+        if arguments.markdown:
+            print(markdown(table) + "\n")
+        else:
+            console.print(_rich(table))
+    print(f"Scores with 95 % bootstrap intervals over units. Heuristics: {stated or 'none'}.")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__, prog="python -m benchmarks.reference_scores"))
