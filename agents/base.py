@@ -151,7 +151,7 @@ class Agent(ABC, Generic[ConfigT]):
                     f"{did_you_mean(setting, known)} It has {', '.join(sorted(known))}."
                 )
         made = config if config is not None else self.config_class()
-        return dataclasses.replace(made, **settings)  # type: ignore[return-value, type-var]
+        return dataclasses.replace(made, **settings)  # type: ignore[return-value]
 
     def _make_policy(self, name: str, device: str) -> Policy:
         common: dict[str, Any] = {

@@ -55,7 +55,7 @@ def leave_one_out_advantage(rewards: Tensor, groups: Tensor) -> Tensor:
 
     Source: Kool et al. (2019); Ahmadian et al. (2024), RLOO.
     """
-    _, place, sizes = groups.unique(return_inverse=True, return_counts=True)
+    _, place, sizes = torch.unique(groups, return_inverse=True, return_counts=True)
     if int(sizes.min()) < 2:
         raise ValueError(
             "A group has a single answer, so there are no others to compare it with. Sample at "

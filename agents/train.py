@@ -75,9 +75,7 @@ class Arguments(Generic[ConfigT]):
 
 
 def parse(argv: Sequence[str]) -> Arguments[Any]:
-    """Parse the command line; the agent decides which settings there are, the environment their
-    defaults.
-    """
+    """Parse the command line; its agent decides which settings there are."""
     agent = _peek(argv, "--agent", "reinforce")
     if agent not in AGENTS:
         raise SystemExit(
@@ -111,8 +109,8 @@ def train(a: Arguments[Any], console: Console) -> Path:
     config = json.loads((folder / "config.json").read_text())
     steps = config["steps"]
     console.print(
-        f"[bold]{agent.name}[/] on [bold]{agent.env_id}[/] from policy [bold]{agent.policy_name}[/], seed "
-        f"{agent.seed}: {steps:,} steps. Run folder: {escape(str(folder))}"
+        f"[bold]{agent.name}[/] on [bold]{agent.env_id}[/] from policy [bold]{agent.policy_name}[/], "
+        f"seed {agent.seed}: {steps:,} steps. Run folder: {escape(str(folder))}"
     )
     tracker = Tracker(
         folder,
@@ -309,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and train; a mistake in it is told in one sentence."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     arguments = parse(sys.argv[1:] if argv is None else argv)
     console = Console()
     try:

@@ -173,7 +173,9 @@ def nouns(data: Path) -> list[Entity]:
     for offset, pointers, gloss in lines:
         name, *others = words[offset]
         # Scientific names come in thousands and are all alike.
-        taxonomic = any(re.match(r"(genus|family|order|class|phylum|suborder|sub\w+) ", w) for w in others)
+        taxonomic = any(
+            re.match(r"(genus|family|order|class|phylum|suborder|sub\w+) ", w) for w in others
+        )
         if not short(name) or taxonomic or name in found:
             continue
         values: dict[str, list[str]] = defaultdict(list)

@@ -16,7 +16,7 @@ UNKNOWN = ("unknown",)
 
 @dataclass(frozen=True, slots=True)
 class Wordings:
-    """Ways to ask one thing: ``full`` names the entity ({e}), ``follow_up`` leans on the history."""
+    """Ways to ask one thing: ``full`` names the entity, ``follow_up`` leans on the history."""
 
     full: tuple[str, ...]
     follow_up: tuple[str, ...]
@@ -58,7 +58,11 @@ def _relation(
 RELATIONS: dict[str, dict[str, Relation]] = {
     "country": {
         "capital": _relation(
-            ("The capital of {e} is {v}.", "{v} is the capital of {e}.", "{e} has its capital at {v}."),
+            (
+                "The capital of {e} is {v}.",
+                "{v} is the capital of {e}.",
+                "{e} has its capital at {v}.",
+            ),
             (
                 (
                     "What is the capital of {e}?",
@@ -78,7 +82,11 @@ RELATIONS: dict[str, dict[str, Relation]] = {
             ),
         ),
         "currency": _relation(
-            ("The currency of {e} is the {v}.", "{e} uses the {v} as its currency.", "In {e} the currency is the {v}."),
+            (
+                "The currency of {e} is the {v}.",
+                "{e} uses the {v} as its currency.",
+                "In {e} the currency is the {v}.",
+            ),
             (
                 (
                     "What is the currency of {e}?",
@@ -98,7 +106,11 @@ RELATIONS: dict[str, dict[str, Relation]] = {
             ),
         ),
         "language": _relation(
-            ("The languages of {e} include {v}.", "In {e} people speak {v}.", "People in {e} speak {v}."),
+            (
+                "The languages of {e} include {v}.",
+                "In {e} people speak {v}.",
+                "People in {e} speak {v}.",
+            ),
             (
                 (
                     "Which language is spoken in {e}?",
@@ -113,12 +125,19 @@ RELATIONS: dict[str, dict[str, Relation]] = {
                 ("What about its language?", "What language do people use there?"),
             ),
             (
-                ("Can you tell me which language {e} speaks?", "A language spoken in {e} is called what?"),
+                (
+                    "Can you tell me which language {e} speaks?",
+                    "A language spoken in {e} is called what?",
+                ),
                 ("And what is the language there?", "What language would one speak there?"),
             ),
         ),
         "neighbour": _relation(
-            ("{e} borders {v}.", "{e} shares a border with {v}.", "The neighbours of {e} include {v}."),
+            (
+                "{e} borders {v}.",
+                "{e} shares a border with {v}.",
+                "The neighbours of {e} include {v}.",
+            ),
             (
                 (
                     "Which country borders {e}?",
@@ -126,7 +145,11 @@ RELATIONS: dict[str, dict[str, Relation]] = {
                     "What country shares a border with {e}?",
                     "Please name a country that borders {e}.",
                 ),
-                ("And one of its neighbours?", "Which country borders it?", "Name a neighbour of it."),
+                (
+                    "And one of its neighbours?",
+                    "Which country borders it?",
+                    "Name a neighbour of it.",
+                ),
             ),
             (
                 ("Do you know a neighbour of {e}?", "What is a country that borders {e}?"),
@@ -170,19 +193,36 @@ RELATIONS: dict[str, dict[str, Relation]] = {
                     "What do you call somebody from {e}?",
                     "Please say what people from {e} are called.",
                 ),
-                ("And its people, what are they called?", "What are its people called?", "What is a person from there called?"),
+                (
+                    "And its people, what are they called?",
+                    "What are its people called?",
+                    "What is a person from there called?",
+                ),
             ),
             (
-                ("Do you know what a person from {e} is called?", "People from {e} are called what?"),
-                ("What about its people, what are they called?", "People from there are called what?"),
+                (
+                    "Do you know what a person from {e} is called?",
+                    "People from {e} are called what?",
+                ),
+                (
+                    "What about its people, what are they called?",
+                    "People from there are called what?",
+                ),
             ),
             (
-                ("Can you tell me what people from {e} are called?", "How is a person from {e} called?"),
+                (
+                    "Can you tell me what people from {e} are called?",
+                    "How is a person from {e} called?",
+                ),
                 ("And what are people called there?", "How is a person from there called?"),
             ),
         ),
         "population": _relation(
-            ("{e} has a population of {v}.", "The population of {e} is {v}.", "{v} people live in {e}."),
+            (
+                "{e} has a population of {v}.",
+                "The population of {e} is {v}.",
+                "{v} people live in {e}.",
+            ),
             (
                 (
                     "What is the population of {e}?",
@@ -202,7 +242,11 @@ RELATIONS: dict[str, dict[str, Relation]] = {
             ),
         ),
         "calling code": _relation(
-            ("The calling code of {e} is {v}.", "To call {e} one dials {v}.", "{e} has the calling code {v}."),
+            (
+                "The calling code of {e} is {v}.",
+                "To call {e} one dials {v}.",
+                "{e} has the calling code {v}.",
+            ),
             (
                 (
                     "What is the calling code of {e}?",
@@ -210,7 +254,11 @@ RELATIONS: dict[str, dict[str, Relation]] = {
                     "What does one dial to call {e}?",
                     "Please give the calling code of {e}.",
                 ),
-                ("And its calling code?", "What is its calling code?", "What does one dial to call it?"),
+                (
+                    "And its calling code?",
+                    "What is its calling code?",
+                    "What does one dial to call it?",
+                ),
             ),
             (
                 ("Do you know the calling code of {e}?", "What calling code is used for {e}?"),
@@ -222,7 +270,11 @@ RELATIONS: dict[str, dict[str, Relation]] = {
             ),
         ),
         "domain": _relation(
-            ("The internet domain of {e} is {v}.", "Web sites in {e} end in {v}.", "{e} has the internet domain {v}."),
+            (
+                "The internet domain of {e} is {v}.",
+                "Web sites in {e} end in {v}.",
+                "{e} has the internet domain {v}.",
+            ),
             (
                 (
                     "What is the internet domain of {e}?",
@@ -230,7 +282,11 @@ RELATIONS: dict[str, dict[str, Relation]] = {
                     "In what do web sites in {e} end?",
                     "Please give the internet domain of {e}.",
                 ),
-                ("And its internet domain?", "What is its internet domain?", "In what do its web sites end?"),
+                (
+                    "And its internet domain?",
+                    "What is its internet domain?",
+                    "In what do its web sites end?",
+                ),
             ),
             (
                 ("Do you know the internet domain of {e}?", "What internet domain is used in {e}?"),
@@ -252,19 +308,30 @@ RELATIONS: dict[str, dict[str, Relation]] = {
                     "Of what is {e} a kind?",
                     "Please say what kind of thing {e} is.",
                 ),
-                ("And what kind of thing is it?", "What kind of thing is it?", "Of what is it a kind?"),
+                (
+                    "And what kind of thing is it?",
+                    "What kind of thing is it?",
+                    "Of what is it a kind?",
+                ),
             ),
             (
                 ("Do you know what kind of thing {e} is?", "What is {e} a type of?"),
                 ("What about its kind?", "What is it a type of?"),
             ),
             (
-                ("Can you tell me what kind of thing {e} is?", "As what kind of thing does {e} count?"),
+                (
+                    "Can you tell me what kind of thing {e} is?",
+                    "As what kind of thing does {e} count?",
+                ),
                 ("And what is its kind?", "As what kind of thing does it count?"),
             ),
         ),
         "synonym": _relation(
-            ("Other words for {e} include {v}.", "{e} is also called {v}.", "{e} also goes by {v}."),
+            (
+                "Other words for {e} include {v}.",
+                "{e} is also called {v}.",
+                "{e} also goes by {v}.",
+            ),
             (
                 (
                     "What is another word for {e}?",
@@ -272,7 +339,11 @@ RELATIONS: dict[str, dict[str, Relation]] = {
                     "Which other name does {e} have?",
                     "Please give another word for {e}.",
                 ),
-                ("And another word for it?", "What is it also called?", "Which other name does it have?"),
+                (
+                    "And another word for it?",
+                    "What is it also called?",
+                    "Which other name does it have?",
+                ),
             ),
             (
                 ("Do you know another word for {e}?", "What other word is there for {e}?"),
@@ -324,7 +395,11 @@ RELATIONS: dict[str, dict[str, Relation]] = {
             ),
         ),
         "group": _relation(
-            ("{e} is a member of {v}.", "{e} belongs to the group {v}.", "{e} is counted among {v}."),
+            (
+                "{e} is a member of {v}.",
+                "{e} belongs to the group {v}.",
+                "{e} is counted among {v}.",
+            ),
             (
                 (
                     "Of which group is {e} a member?",
@@ -332,7 +407,11 @@ RELATIONS: dict[str, dict[str, Relation]] = {
                     "To which group does {e} belong?",
                     "Please name the group of {e}.",
                 ),
-                ("And its group?", "Of which group is it a member?", "To which group does it belong?"),
+                (
+                    "And its group?",
+                    "Of which group is it a member?",
+                    "To which group does it belong?",
+                ),
             ),
             (
                 ("Do you know the group of {e}?", "Which group includes {e}?"),
@@ -344,7 +423,11 @@ RELATIONS: dict[str, dict[str, Relation]] = {
             ),
         ),
         "example": _relation(
-            ("Examples of {e} include {v}.", "{e} includes {v}.", "Among the examples of {e} one finds {v}."),
+            (
+                "Examples of {e} include {v}.",
+                "{e} includes {v}.",
+                "Among the examples of {e} one finds {v}.",
+            ),
             (
                 (
                     "What is an example of {e}?",
@@ -364,7 +447,11 @@ RELATIONS: dict[str, dict[str, Relation]] = {
             ),
         ),
         "opposite": _relation(
-            ("The opposite of {e} is {v}.", "{e} is the opposite of {v}.", "{e} has the opposite {v}."),
+            (
+                "The opposite of {e} is {v}.",
+                "{e} is the opposite of {v}.",
+                "{e} has the opposite {v}.",
+            ),
             (
                 (
                     "What is the opposite of {e}?",
@@ -475,7 +562,9 @@ def render(
         sentences = []
         for i, relation in enumerate(chosen):
             statement = rng.choice(relations[relation].statements)
-            mention = "it" if i and statement.startswith("{e}") and rng.random() < 0.3 else entity.name
+            mention = (
+                "it" if i and statement.startswith("{e}") and rng.random() < 0.3 else entity.name
+            )
             value = enumerate_values(entity.facts[relation])
             sentences.append(_sentence(statement.format(e=mention, v=value)))
         blocks.append(sentences)

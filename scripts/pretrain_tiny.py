@@ -70,7 +70,11 @@ def films() -> list[str]:
     return [
         candidate_text(*film)
         for film in zip(
-            ratings.titles, ratings.years, ratings.genres, means.tolist(), counts.tolist(),
+            ratings.titles,
+            ratings.years,
+            ratings.genres,
+            means.tolist(),
+            counts.tolist(),
             strict=True,
         )
     ]

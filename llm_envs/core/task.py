@@ -97,9 +97,7 @@ class Task(ABC, Generic[ExampleT]):
         """Open an episode: its first observation and messages."""
 
     @abstractmethod
-    def score(
-        self, episodes: Sequence[Episode[ExampleT]], actions: Sequence[Any]
-    ) -> list[Outcome]:
+    def score(self, episodes: Sequence[Episode[ExampleT]], actions: Sequence[Any]) -> list[Outcome]:
         """Score one action for each episode, all at once, changing none of them."""
 
     @abstractmethod
@@ -177,9 +175,7 @@ class WritingTask(Task[ExampleT]):
         question = self.ask(example, 0)
         return Episode(example, rng, say(question), ({"role": "user", "content": question},))
 
-    def score(
-        self, episodes: Sequence[Episode[ExampleT]], actions: Sequence[str]
-    ) -> list[Outcome]:
+    def score(self, episodes: Sequence[Episode[ExampleT]], actions: Sequence[str]) -> list[Outcome]:
         """Score each action against the accepted answers of its episode's current turn."""
         return self.score_answers(actions, [self.references(e) for e in episodes])
 
