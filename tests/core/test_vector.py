@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector.utils import create_shared_memory
 
 import llm_envs
 from llm_envs.core.env import TextEnv
+from llm_envs.core.spaces import Text
 from llm_envs.core.task import Episode, Outcome, WritingTask
 from llm_envs.core.vector import TextVectorEnv, step_infos
 from llm_envs.datasets.records import Document
@@ -275,7 +277,10 @@ def test_async_form_equals_the_native_one(id: str) -> None:
 
 @each_id
 def test_shared_memory_is_refused_with_the_cure(id: str) -> None:
-    with pytest.raises(ValueError, match=r"vector_kwargs=\{'shared_memory': False\}"):
+    cure = r"vector_kwargs=\{'shared_memory': False\}"
+    with pytest.raises(ValueError, match=cure):
+        create_shared_memory(Text(5))  # first a small one: the real one would take all memory
+    with pytest.raises(ValueError, match=cure):
         gym.make_vec(id, num_envs=2, vectorization_mode="async")
 
 
@@ -597,7 +602,7 @@ def test_each_row_renders_as_a_single_environment_does(id: str) -> None:
     native.reset(seed=2)
     single.reset(seed=2)
     rng = np.random.default_rng(0)
-    for _ in range(6):
+    for _ in range(20):
         shown = native.render()
         assert len(shown) == N
         assert shown[0] == single.render()
