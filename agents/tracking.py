@@ -387,7 +387,9 @@ class _WandbRun:
 
             columns: list[str | int] = [*_TRANSCRIPT_COLUMNS]
             columns += dict.fromkeys(key for row in rows for key in row if key not in columns)
-            data: list[Iterable[Any]] = [[row.get(str(column)) for column in columns] for row in rows]
+            data: list[Iterable[Any]] = [
+                [row.get(str(column)) for column in columns] for row in rows
+            ]
             table = wandb.Table(columns=columns, data=data, allow_mixed_types=True)
             self._run.log({"env_steps": env_steps, name: table}, step=step, commit=True)
 
