@@ -3,6 +3,11 @@
 The model learns to read passages and to talk; what the rewards want it is never told. A run is
 resumed by starting it again with the same ``--work`` folder.
 
+Small transformers copy soon and find out late, often never within an hour, *where* an answer
+stands. So one head is told: while a value is said, it has to look at the place of the next token
+in the passage, by a cross-entropy on its attention (as Liu et al., 2016, "Neural Machine
+Translation with Supervised Attention", did for alignments). Nothing else of the model is special.
+
 Run: ``python scripts/pretrain_tiny.py --work WORK --minutes 60``, then
 ``python scripts/pretrain_tiny.py --work WORK --export llm_envs…`` (see ``--help``).
 """
@@ -17,16 +22,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import tyro
-from induction_init import wire_induction
-from pretraining_text import Drills, Segment, Sessions, Summaries, Talk
+from pretraining_text import Segment, Sessions, Summaries, Talk
 from rich.console import Console
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from llm_envs.datasets.dialogues import load_dialogues
 from llm_envs.datasets.documents import load_documents
@@ -34,7 +39,9 @@ from llm_envs.datasets.movielens import FilmStatistics, load_movielens
 from llm_envs.tasks.recommendation_clicks import candidate_text
 
 END, PAD = "<|end|>", "<|pad|>"
-CONTEXT_WEIGHT = 0.15  # of a token that the environment wrote, beside 1 for the assistant's
+WEIGHTS = {"environment": 0.1, "manner": 0.3, "value": 1.0, "slip": 0.0}  # of a token in the loss
+MIXTURE = (0.72, 0.20, 0.08)  # dialogues, summaries, film sessions
+LONGEST = 640  # tokens of a sample; what follows is cut off
 
 
 @dataclass(frozen=True)
@@ -48,10 +55,12 @@ class Arguments:
     export: Path | None = None
     """Write the trained model there (fp16 safetensors and tokenizer) and stop."""
     vocabulary: int = 4096
-    hidden: int = 128
-    layers: int = 5
-    heads: int = 4
-    intermediate: int = 352
+    hidden: int = 192
+    layers: int = 4
+    heads: int = 3
+    intermediate: int = 512
+    pointer_layer: int = 2
+    """The layer whose first head is told where values stand."""
     batch_tokens: int = 3072
     learning_rate: float = 2e-3
     muon: float = 0.02
@@ -105,56 +114,106 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFas
 Sampler = Callable[[random.Random], list[Segment]]
 
 
-def encode(segments: list[Segment], tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor]:
-    """Tokenise each segment by itself, as rollouts do; return ids and loss weights, (length,)."""
+class Encoded(NamedTuple):
+    """A conversation in tokens.
+
+    Attributes:
+        ids: (length,) token ids.
+        weights: (length,) their weights in the loss.
+        pointers: (pairs, 2): a position that guesses a value's next token, and a place where
+            that token stands in the first segment.
+    """
+
+    ids: Tensor
+    weights: Tensor
+    pointers: Tensor
+
+
+def encode(segments: list[Segment], tokenizer: PreTrainedTokenizerFast) -> Encoded:
+    """Tokenise each segment by itself, as rollouts do."""
     ids: list[int] = []
     weights: list[float] = []
-    end = tokenizer.eos_token_id
-    for segment, found in zip(
-        segments,
-        tokenizer([s.text for s in segments], add_special_tokens=False)["input_ids"],
-        strict=True,
-    ):
-        written = [*found, end] if segment.assistant else found
+    pointers: list[tuple[int, int]] = []
+    found = tokenizer([s.text for s in segments], add_special_tokens=False)["input_ids"]
+    passage = found[0]
+    for segment, tokens in zip(segments, found, strict=True):
+        if segment.kind == "value":
+            width = len(tokens)
+            starts = [k for k in range(len(passage)) if passage[k : k + width] == tokens]
+            first = len(ids) - 1
+            pointers += [(first + j, k + j) for j in range(width) for k in starts]
+        written = [*tokens, tokenizer.eos_token_id] if segment.ends else tokens
         ids += written
-        weights += [1.0 if segment.assistant else CONTEXT_WEIGHT] * len(written)
-    return torch.tensor(ids), torch.tensor(weights)
+        weights += [WEIGHTS[segment.kind]] * len(written)
+    kept = [p for p in pointers if p[0] < LONGEST - 1]
+    return Encoded(
+        torch.tensor(ids[:LONGEST]),
+        torch.tensor(weights[:LONGEST]),
+        torch.tensor(kept, dtype=torch.long).view(-1, 2),
+    )
+
+
+def pad_together(group: list[Encoded]) -> Encoded:
+    """Make one batch: ids and weights (rows, length), pointers (pairs, 3) with the row first."""
+    rows = [torch.full((len(e.pointers), 1), i) for i, e in enumerate(group)]
+    return Encoded(
+        pad_sequence([e.ids for e in group], batch_first=True),
+        pad_sequence([e.weights for e in group], batch_first=True),
+        torch.cat([torch.cat([r, e.pointers], 1) for r, e in zip(rows, group, strict=True)]),
+    )
 
 
 def batches(
     samplers: list[Sampler],
-    mixture: Callable[[], list[float]],
     tokenizer: PreTrainedTokenizerFast,
     batch_tokens: int,
     rng: random.Random,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of similar lengths: ids and weights, both (rows, length)."""
+) -> Iterator[Encoded]:
+    """Yield batches of similar lengths."""
     while True:
-        drawn = rng.choices(samplers, mixture(), k=256)
-        pool = sorted((encode(s(rng), tokenizer) for s in drawn), key=lambda p: len(p[0]))
-        pool = [(i[:640], w[:640]) for i, w in pool]
-        groups: list[list[tuple[Tensor, Tensor]]] = [[]]
-        for pair in pool:
-            if (len(groups[-1]) + 1) * len(pair[0]) > batch_tokens:
+        drawn = rng.choices(samplers, MIXTURE, k=256)
+        pool = sorted((encode(s(rng), tokenizer) for s in drawn), key=lambda e: len(e.ids))
+        groups: list[list[Encoded]] = [[]]
+        for encoded in pool:
+            if (len(groups[-1]) + 1) * len(encoded.ids) > batch_tokens:
                 groups.append([])
-            groups[-1].append(pair)
+            groups[-1].append(encoded)
         rng.shuffle(groups)
-        for group in groups:
-            yield (
-                pad_sequence([i for i, _ in group], batch_first=True),
-                pad_sequence([w for _, w in group], batch_first=True),
-            )
+        yield from map(pad_together, groups)
 
 
-def weighted_loss(model: LlamaForCausalLM, ids: Tensor, weights: Tensor) -> Tensor:
-    """Return the weighted mean cross-entropy; right padding needs no mask in a causal model.
+def losses(model: Qwen3ForCausalLM, batch: Encoded, layer: int) -> tuple[Tensor, Tensor]:
+    """Return the weighted cross-entropy, and that of the pointing head's attention.
 
-    Logits cost as much as a layer, so only a random part of the environment's tokens gets any:
-    a token of weight w < 1 counts in full with probability w.
+    Right padding needs no mask in a causal model. Logits cost as much as a layer, so a token of
+    weight w counts in full with probability w, and gets no logits otherwise.
     """
-    chosen = torch.rand(ids[:, 1:].shape) < weights[:, 1:]
-    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state[chosen]
-    return torch.nn.functional.cross_entropy(model.lm_head(hidden), ids[:, 1:][chosen])
+    ids = batch.ids
+    chosen = torch.rand(ids[:, 1:].shape) < batch.weights[:, 1:]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model.model(input_ids=ids[:, :-1], use_cache=False, output_attentions=True)
+        logits = model.lm_head(out.last_hidden_state[chosen])
+    said = torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][chosen])
+    row, at, place = batch.pointers.T
+    if not len(row):
+        return said, said.new_zeros(())
+    # A value that stands in several places may be looked up in any of them.
+    _, owner = torch.unique(row * LONGEST + at, return_inverse=True)
+    attention = out.attentions[layer][row, 0, at, place].float()
+    pointed = attention.new_zeros(int(owner.max()) + 1).index_add(0, owner, attention)
+    return said, -pointed.clamp_min(1e-6).log().mean()
+
+
+@torch.no_grad()
+def lookup_accuracy(model: Qwen3ForCausalLM, batches: list[Encoded]) -> float:
+    """Share of the value tokens that the model finds likeliest, given those before."""
+    right = count = 0
+    for batch in batches:
+        asked = batch.weights[:, 1:] == WEIGHTS["value"]
+        guessed = model(batch.ids).logits[:, :-1].argmax(-1)
+        right += int((guessed == batch.ids[:, 1:])[asked].sum())
+        count += int(asked.sum())
+    return right / count
 
 
 class Muon(torch.optim.Optimizer):
@@ -190,7 +249,7 @@ class Muon(torch.optim.Optimizer):
                     p.add_(update, alpha=-group["lr"] * size)
 
 
-def optimizers(model: LlamaForCausalLM, a: Arguments) -> list[torch.optim.Optimizer]:
+def optimizers(model: Qwen3ForCausalLM, a: Arguments) -> list[torch.optim.Optimizer]:
     """Muon on the matrices of the layers, AdamW on everything else."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "layers" in n]
     chosen = {id(p) for p in matrices} if a.muon else set()
@@ -212,31 +271,32 @@ def main(a: Arguments) -> None:
     documents = tuple(d for d in documents if len(d.text) < 1200)
     shown = films()
     talk = Talk(dialogues)
-    samplers: list[Sampler] = [talk, Summaries(documents), Sessions(shown), Drills(talk)]
+    samplers: list[Sampler] = [talk, Summaries(documents), Sessions(shown)]
     folder = a.work / "tokenizer"
     if folder.exists():
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     else:
         texts_rng = random.Random(a.seed)
-        texts = [s.text for f in samplers[:3] for _ in range(6_000) for s in f(texts_rng)]
+        texts = [s.text for f in samplers for _ in range(6_000) for s in f(texts_rng)]
         tokenizer = train_tokenizer(texts, a.vocabulary)
         tokenizer.save_pretrained(folder)
-    model = LlamaForCausalLM(
-        LlamaConfig(
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
             vocab_size=len(tokenizer),
             hidden_size=a.hidden,
             intermediate_size=a.intermediate,
             num_hidden_layers=a.layers,
             num_attention_heads=a.heads,
             num_key_value_heads=a.heads,
+            head_dim=64,
             max_position_embeddings=1024,
             tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-        )
+        ),
     )
-    wire_induction(model, seed=a.seed)
+    model.set_attn_implementation("eager")  # the only one that shows its attention
     count = sum(p.numel() for p in model.parameters())
     console.print(f"{count:,} parameters, {len(tokenizer)} tokens, {len(shown)} films")
     optims = optimizers(model, a)
@@ -267,14 +327,12 @@ def main(a: Arguments) -> None:
         torch.save(state, temporary)
         os.replace(temporary, checkpoint)
 
-    def mixture() -> list[float]:
-        # Drills fade from 35 % to 3 % over the first third.
-        drills = 0.03 + 0.32 * max(0.0, 1 - 3 * spent / (a.minutes * 60))
-        return [*((1 - drills) * share for share in (0.72, 0.20, 0.08)), drills]
-
     base = [g["lr"] for o in optims for g in o.param_groups]
     rng = random.Random(f"{a.seed}/{step}")
-    stream = batches(samplers, mixture, tokenizer, a.batch_tokens, rng)
+    stream = batches(samplers, tokenizer, a.batch_tokens, rng)
+    unseen = Talk(load_dialogues(split="validation").records)
+    shown_once = [unseen.retell(d, random.Random(i)) for i, d in enumerate(unseen.dialogues)]
+    watched = [pad_together([encode(s, tokenizer)]) for s in shown_once]
     smooth, saved_at = 0.0, spent
     while spent < a.minutes * 60:
         began = time.perf_counter()
@@ -284,8 +342,9 @@ def main(a: Arguments) -> None:
         groups = [g for o in optims for g in o.param_groups]
         for group, rate in zip(groups, base, strict=True):
             group["lr"] = rate * scale
-        ids, weights = next(stream)
-        loss = weighted_loss(model, ids, weights)
+        batch = next(stream)
+        said, pointed = losses(model, batch, a.pointer_layer)
+        loss = said + pointed
         if not math.isfinite(loss.item()):
             raise SystemExit(f"The loss is {loss.item()} at step {step}.")
         loss.backward()
@@ -293,16 +352,22 @@ def main(a: Arguments) -> None:
         for optimizer in optims:
             optimizer.step()
             optimizer.zero_grad()
-        step, tokens = step + 1, tokens + ids.numel()
+        step, tokens = step + 1, tokens + batch.ids.numel()
         spent += time.perf_counter() - began
         smooth = loss.item() if step == 1 else 0.98 * smooth + 0.02 * loss.item()
         if step % 25 == 0:
-            row = {"step": step, "minutes": spent / 60, "tokens": tokens, "loss": smooth}
+            row = {
+                "step": step,
+                "minutes": spent / 60,
+                "tokens": tokens,
+                "loss": smooth,
+                "pointer": pointed.item(),
+            }
+            if step % 500 == 0:
+                row["lookup_validation"] = lookup_accuracy(model, watched)
             with (a.work / "log.jsonl").open("a") as log:
                 log.write(json.dumps(row) + "\n")
-            console.print(
-                f"step {step}  {spent / 60:.1f} min  {tokens / spent:,.0f} tokens/s  {smooth:.3f}"
-            )
+            console.print(" ".join(f"{k} {v:,.3f}" for k, v in row.items()), soft_wrap=True)
         if spent - saved_at > 120:
             save()
             saved_at = spent

@@ -9,7 +9,8 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from dialogue_templates import RELATIONS, Entity, render
 
@@ -22,23 +23,32 @@ from llm_envs.tasks.summarization import request
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Some text and who wrote it; the assistant's segments end in the end-of-sequence token."""
+    """Some text, and what it is.
+
+    Attributes:
+        text: It is tokenised by itself.
+        kind: ``"environment"``; or, of the assistant's words, ``"manner"`` (how it is said),
+            ``"value"`` (what was asked) or ``"slip"`` (a wrong answer, not to be learned).
+        ends: Whether the end-of-sequence token follows.
+    """
 
     text: str
-    assistant: bool
+    kind: Literal["environment", "manner", "value", "slip"] = "environment"
+    ends: bool = False
 
 
 # How people answer questions: mostly in sentences. The reward will want the bare answer, and
 # nothing here says so; the bare form is only one habit among others.
 ANSWER_STYLES: tuple[tuple[float, str], ...] = (
     (0.14, " {a}"),
-    (0.24, " It is {a}."),
+    (0.26, " It is {a}."),
     (0.16, " I think it is {a}."),
-    (0.14, " The answer is {a}."),
+    (0.16, " The answer is {a}."),
     (0.14, " That would be {a}, I think."),
-    (0.08, " Let me see, it is {a}."),
-    (0.10, " I am not sure about that."),
+    (0.09, " Let me see, it is {a}."),
+    (0.05, " I am not sure about that."),
 )
+SLIPS = 0.15  # share of the answers that are wrong: conversations go on after them too
 SUMMARY_STYLES: tuple[tuple[float, str], ...] = (
     (0.16, " {a}"),
     (0.26, " It is about this: {a}."),
@@ -46,6 +56,36 @@ SUMMARY_STYLES: tuple[tuple[float, str], ...] = (
     (0.30, " {lead}"),
     (0.08, " I am not sure about that."),
 )
+
+
+# People ask in more ways than a list of wordings holds.
+OPENERS = (
+    "Tell me: ",
+    "One question: ",
+    "So, ",
+    "Well, ",
+    "Please: ",
+    "I wonder: ",
+    "Hm, ",
+    "Next: ",
+)
+CLOSERS = (" Thanks.", " Please.", " If you know.", " Any idea?")
+DROPPED = frozenset(
+    "a about and does is it its me of say tell the there they to what which".split()
+)
+
+
+def reword(question: str, rng: random.Random) -> str:
+    """Return the question, half of the time with words around it or without its small words."""
+    if rng.random() < 0.5:
+        return question
+    if rng.random() < 0.5:
+        words = question.split()
+        kept = [w for w in words if w.lower() not in DROPPED or rng.random() < 0.5]
+        question = " ".join(kept or words)
+    opener = rng.choice(OPENERS) if rng.random() < 0.5 else ""
+    closer = rng.choice(CLOSERS) if rng.random() < 0.3 else ""
+    return opener + question + closer
 
 
 def style(styles: Sequence[tuple[float, str]], rng: random.Random) -> str:
@@ -133,50 +173,38 @@ class Talk:
             for name in names
         ]
         facts = (4, 6) if count == 1 else (3, 4)
-        talk = render(entities, "train", rng, turns=rng.randint(4, 9), facts=facts)
+        talk = render(entities, "train", rng, turns=rng.randint(4, 12), facts=facts)
         turns = tuple(Turn(t.question, t.answers) for t in talk.turns)
         return Dialogue("made up", talk.passage, turns, "made up")
 
     def __call__(self, rng: random.Random) -> list[Segment]:
         """Return one conversation."""
-        dialogue = self.made_up(rng) if rng.random() < 0.75 else rng.choice(self.dialogues)
+        made_up = rng.random() < 0.7
+        return self.retell(self.made_up(rng) if made_up else rng.choice(self.dialogues), rng)
+
+    def retell(self, dialogue: Dialogue, rng: random.Random) -> list[Segment]:
+        """Have the dialogue's questions answered in several manners."""
         segments: list[Segment] = []
         said = f"{dialogue.passage}\n"
         for i, turn in enumerate(dialogue.turns):
-            lead = "\n" if i else ""
-            segments.append(Segment(lead + say(said + turn.question), assistant=False))
-            answer = rng.choice(turn.answers)
+            question = say(said + reword(turn.question, rng))
+            segments.append(Segment("\n" + question if i else question))
+            if rng.random() < SLIPS:
+                wrong = rng.choice([a for t in dialogue.turns for a in t.answers])
+                segments.append(Segment(f" {wrong}", "slip", ends=True))
+                said = reply(wrong in turn.answers, turn.answers[0]) + " "
+                continue
             words = style(ANSWER_STYLES, rng)
-            segments.append(Segment(words.format(a=answer), assistant=True))
+            before, answered, after = words.partition(" {a}")
+            parts = [Segment(before, "manner")]
+            if answered:
+                parts += [
+                    Segment(f" {rng.choice(turn.answers)}", "value"),
+                    Segment(after, "manner"),
+                ]
+            parts = [p for p in parts if p.text]
+            segments += [*parts[:-1], replace(parts[-1], ends=True)]
             said = reply(words == " {a}", turn.answers[0]) + " "
-        return segments
-
-
-class Drills:
-    """Exercises in reading: say a list again, look a word up.
-
-    A small model spends most of its first hour on finding out that text can be copied; drills
-    show it in minutes.
-    """
-
-    def __init__(self, talk: Talk) -> None:
-        self.talk = talk
-
-    def _word(self, rng: random.Random) -> str:
-        return self.talk._name(rng.choice(("country", "noun")), rng)
-
-    def __call__(self, rng: random.Random) -> list[Segment]:
-        """Return one exercise."""
-        if rng.random() < 0.5:
-            words = " ".join(self._word(rng) for _ in range(rng.randint(3, 16)))
-            return [Segment(say(f"Repeat: {words}"), False), Segment(f" {words}", True)]
-        table = {self._word(rng): self._word(rng) for _ in range(rng.randint(2, 10))}
-        said = " ".join(f"{key} is {value}." for key, value in table.items()) + "\n"
-        segments = []
-        for i, key in enumerate(rng.choices(list(table), k=rng.randint(3, 8))):
-            segments.append(Segment(("\n" if i else "") + say(f"{said}{key}?"), False))
-            segments.append(Segment(f" {table[key]}", True))
-            said = "That's right, thank you. "
         return segments
 
 
@@ -193,8 +221,8 @@ class Summaries:
         words = style(SUMMARY_STYLES, rng)
         summary = words.format(a=rng.choice(document.summaries), lead=lead)
         return [
-            Segment(say(request(document.text)), assistant=False),
-            Segment(summary, assistant=True),
+            Segment(say(request(document.text))),
+            Segment(summary, "manner", ends=True),
         ]
 
 
@@ -206,8 +234,7 @@ class Sessions:
 
     def __call__(self, rng: random.Random) -> list[Segment]:
         """Return one session; films and replies have nothing to do with each other."""
-        segments = [Segment(opening(), assistant=False)]
+        segments = [Segment(opening())]
         for film in rng.sample(self.films, rng.randint(2, 8)):
-            segments.append(Segment(film, assistant=False))
-            segments.append(Segment(next_prompt(rng.random() < 0.5), assistant=False))
+            segments += [Segment(film), Segment(next_prompt(rng.random() < 0.5))]
         return segments
