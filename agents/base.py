@@ -74,6 +74,15 @@ class AgentConfig:
         for name in ("learning_rate", "weight_decay", "max_grad_norm", "eval_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it cannot be negative.")
+        if not self.temperature > 0:
+            raise ValueError(
+                f"temperature is {self.temperature}; training needs chance, so give more than 0. "
+                "(Evaluation is greedy whatever it is.)"
+            )
+        for name, nothing in (("eval_episodes", "all of them"), ("threads", "torch's own choice")):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it has to be 1 or more, or None ({nothing}).")
 
 
 ConfigT = TypeVar("ConfigT", bound=AgentConfig)
@@ -83,7 +92,8 @@ class Agent(ABC, Generic[ConfigT]):
     """Trains a policy on an environment.
 
     Args:
-        policy: ``"tiny"``, a hub id or a folder; or a policy made before.
+        policy: ``"tiny"``, a hub id or a folder; or a policy made before, which from now on samples
+            as the agent's configuration and seed say.
         env: Id of an environment; its action space decides how a policy given by name plays.
         config: The agent's configuration; its defaults if left out.
         seed: Seed of the episodes, the sampling and everything else.
@@ -111,6 +121,8 @@ class Agent(ABC, Generic[ConfigT]):
         **settings: Any,
     ) -> None:
         self.config = self._configure(config, settings)
+        if seed < 0:
+            raise ValueError(f"seed is {seed}; it cannot be negative.")
         self.env_id = env
         self.env_kwargs = dict(env_kwargs or {})
         self.seed = seed
@@ -120,7 +132,7 @@ class Agent(ABC, Generic[ConfigT]):
         count = self.config.prompts * self.config.group_size
         self.envs: Any = gym.make_vec(env, num_envs=count, **{"split": "train", **self.env_kwargs})
         self.policy = (
-            policy if isinstance(policy, Policy) else self._make_policy(str(policy), device)
+            policy if isinstance(policy, Policy) else self._load_policy(str(policy), device)
         )
         choosing = isinstance(self.envs.single_action_space, gym.spaces.Discrete)
         if (self.policy.family == "choosing") != choosing:
@@ -129,6 +141,7 @@ class Agent(ABC, Generic[ConfigT]):
                 f"{type(self.policy).__name__} is a policy for {self.policy.family}. Use "
                 f"{'CandidatePolicy' if choosing else 'CausalLMPolicy'}."
             )
+        self._rule(self.policy)
         self.reference: Any = frozen_copy(self.policy) if self.config.kl_coef else None
         self.optimizer = torch.optim.AdamW(
             self.policy.model.parameters(),
@@ -153,18 +166,21 @@ class Agent(ABC, Generic[ConfigT]):
         made = config if config is not None else self.config_class()
         return dataclasses.replace(made, **settings)  # type: ignore[return-value]
 
-    def _make_policy(self, name: str, device: str) -> Policy:
-        common: dict[str, Any] = {
-            "device": device,
-            "seed": self.seed,
-            "micro_batch_tokens": self.config.micro_batch_tokens,
-        }
+    def _load_policy(self, name: str, device: str) -> Policy:
         if isinstance(self.envs.single_action_space, gym.spaces.Discrete):
             reply = getattr(self.envs.unwrapped.task, "approval", None)
-            return CandidatePolicy.from_pretrained(
-                name, reply=reply, temperature=self.config.temperature, **common
-            )
-        return CausalLMPolicy.from_pretrained(name, sampling=self.sampling, **common)
+            return CandidatePolicy.from_pretrained(name, reply=reply, device=device)
+        return CausalLMPolicy.from_pretrained(name, device=device)
+
+    def _rule(self, policy: Policy) -> None:
+        """Have the policy play as this agent's configuration and seed say."""
+        policy.generator.manual_seed(self.seed)
+        policy.micro_batch_tokens = self.config.micro_batch_tokens
+        if isinstance(policy, CandidatePolicy):
+            policy.temperature = self.config.temperature
+        else:
+            policy.room(self.sampling)  # refuses an answer that the context has no room for
+            policy.sampling = self.sampling
 
     @property
     def sampling(self) -> SamplingConfig:
@@ -204,16 +220,21 @@ class Agent(ABC, Generic[ConfigT]):
         Returns:
             The agent itself. ``stop_requested = True`` ends learning after the current update.
         """
-        while self.env_steps < total_steps and not self.stop_requested:
+        stopping = self.stop_requested
+        while self.env_steps < total_steps and not stopping:
             if self.iteration == 0:
                 self._validate(folder, tracker)
             metrics = self._iterate()
-            last = self.env_steps >= total_steps or self.stop_requested
+            last = self.env_steps >= total_steps
             if tracker is not None:
                 tracker.log(metrics, env_steps=self.env_steps)
             if self.config.eval_every and (last or self.iteration % self.config.eval_every == 0):
                 self._validate(folder, tracker)
-            if folder and (last or self.iteration % self.config.checkpoint_every == 0):
+            # Stopping adds no validation: the metrics of the run, once it is resumed, have to be
+            # those of a run that was not stopped. It is looked at once, and last, because a
+            # signal comes at any time: whatever ends the loop has saved before.
+            stopping = self.stop_requested
+            if folder and (last or stopping or self.iteration % self.config.checkpoint_every == 0):
                 state = {} if tracker is None else {"tracker": tracker.state()}
                 self.save(folder / "checkpoints" / "last", **state)
         return self
@@ -339,8 +360,8 @@ class Agent(ABC, Generic[ConfigT]):
         }
         (fresh / "state.json").write_text(json.dumps(state, indent=1, default=str))
         old = folder.with_name(folder.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
+        if folder.exists():  # else the old one is all there is, left by a crash
+            shutil.rmtree(old, ignore_errors=True)
             os.replace(folder, old)
         os.replace(fresh, folder)
         shutil.rmtree(old, ignore_errors=True)
@@ -369,7 +390,7 @@ class Agent(ABC, Generic[ConfigT]):
         )
         agent.policy_name = state["policy"]
         if agent.reference is not None:
-            agent.reference = frozen_copy(agent._make_policy(str(folder / "reference"), device))
+            agent.reference = frozen_copy(agent._load_policy(str(folder / "reference"), device))
         agent.iteration, agent.env_steps = state["iteration"], state["env_steps"]
         agent.best_score = state["best_score"]
         agent.load_extra_state(state["extra"])

@@ -78,9 +78,18 @@ class Reinforce(Agent[ReinforceConfig]):
         return returns_D
 
     def update(self, rollout: Rollout) -> dict[str, float]:
-        """Take one gradient step on the whole rollout, in micro-batches."""
+        """Take one gradient step on the whole rollout."""
+        metrics = self.accumulate_gradients(rollout, self.advantages(rollout))
+        return {**metrics, "train/grad_norm": self.step_optimizer()}
+
+    def accumulate_gradients(self, rollout: Rollout, advantages: Tensor) -> dict[str, float]:
+        """Add the gradient of the loss to the parameters', in micro-batches; return metrics.
+
+        Args:
+            rollout: D answers.
+            advantages: (D,) the advantage of each.
+        """
         c = self.config
-        advantages = self.advantages(rollout)
         total = dict.fromkeys(("loss", "entropy", "kl"), 0.0)
         for batch in self.policy.micro_batches(rollout.sequences):
             decision = torch.cat([rollout.decision_of[i] for i in batch])
@@ -98,7 +107,6 @@ class Reinforce(Agent[ReinforceConfig]):
             loss.backward()  # type: ignore[no-untyped-call]
             total["loss"] += loss.item()
             total["entropy"] += entropy.item()
-        total["grad_norm"] = self.step_optimizer()
         return {f"train/{name}": value for name, value in total.items()}
 
     def extra_state(self) -> dict[str, Any]:

@@ -51,6 +51,11 @@ class SamplingConfig:
         return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1.0)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return x, in float32 if it is less precise."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def sampling_logits(
     logits: Tensor, config: SamplingConfig, support: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
@@ -63,9 +68,10 @@ def sampling_logits(
             after an update, a token that was sampled may have left the nucleus.
 
     Returns:
-        Logits, float32, -inf outside the support; and the support (``None`` if it is everything).
+        Logits, float32 at least, -inf outside the support; and the support (``None`` if it is
+        everything).
     """
-    logits = logits.float()
+    logits = at_least_float32(logits)
     if config.temperature > 0 and config.temperature != 1.0:
         logits = logits / config.temperature
     if support is None and not config.truncates:

@@ -21,7 +21,7 @@ from agents.policies.models import (
     pad_right,
     split_model,
 )
-from agents.sampling import draw
+from agents.sampling import at_least_float32, draw
 
 Question = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]
 """Token ids of a prompt, and of each candidate."""
@@ -209,11 +209,13 @@ class CandidatePolicy:
             position_ids=pad_right(positions, 0).to(device),
         )
         targets = torch.tensor([t for r in rows for t in r.targets], dtype=torch.long)
-        log_probs = logits.float().log_softmax(-1).gather(1, targets[:, None].to(device))[:, 0]
+        log_probs = (
+            at_least_float32(logits).log_softmax(-1).gather(1, targets[:, None].to(device))[:, 0]
+        )
         most = max((len(candidates) for _, candidates in unique), default=1)
         owners = [o + i * most for i, r in enumerate(rows) for o in r.owners]
         place = torch.tensor(owners, dtype=torch.long, device=device)
-        zeros = torch.zeros(len(rows) * most, device=device)
+        zeros = log_probs.new_zeros(len(rows) * most)
         sums = zeros.index_add(0, place, log_probs)
         counts = zeros.index_add(0, place, torch.ones_like(log_probs))
         # A reply is the same for every candidate; texts of their own are compared by the mean.

@@ -23,7 +23,13 @@ from agents.policies.models import (
     pad_right,
     split_model,
 )
-from agents.sampling import Completion, Sampler, SamplingConfig, sampling_logits
+from agents.sampling import (
+    Completion,
+    Sampler,
+    SamplingConfig,
+    at_least_float32,
+    sampling_logits,
+)
 
 
 @dataclass(slots=True)
@@ -174,8 +180,8 @@ class CausalLMPolicy:
         kls = None
         if reference is not None:
             with torch.no_grad():
-                ref = reference._logits(ids, guesses).float().log_softmax(-1)
-            kls = kl_divergence(logits.float().log_softmax(-1), ref)
+                ref = at_least_float32(reference._logits(ids, guesses)).log_softmax(-1)
+            kls = kl_divergence(at_least_float32(logits).log_softmax(-1), ref)
         return Scores(log_dist.gather(1, targets[:, None])[:, 0], entropy(log_dist), kls)
 
     def _logits(self, ids: Tensor, places: Tensor) -> Tensor:
