@@ -50,6 +50,14 @@ ANSWER_STYLES: tuple[tuple[float, str], ...] = (
 )
 SLIPS = 0.15  # share of the answers that are wrong: conversations go on after them too
 SUMMARY_STYLES: tuple[tuple[float, str], ...] = (
+    (0.26, " {a}"),
+    (0.38, " It is about this: {a}."),
+    (0.28, " In short, this text describes {a}, I think."),
+    (0.08, " I am not sure about that."),
+)
+LEADS = 0.25  # share of the summaries that are the text's first sentence
+SLIPS = 0.15  # share of the answers that are wrong: conversations go on after them too
+SUMMARY_STYLES: tuple[tuple[float, str], ...] = (
     (0.16, " {a}"),
     (0.26, " It is about this: {a}."),
     (0.20, " In short, this text describes {a}, I think."),
@@ -91,6 +99,16 @@ def reword(question: str, rng: random.Random) -> str:
 def style(styles: Sequence[tuple[float, str]], rng: random.Random) -> str:
     """Draw one of the weighted styles."""
     return rng.choices([s for _, s in styles], [w for w, _ in styles])[0]
+
+
+def spoken(words: str, value: str) -> list[Segment]:
+    """Return the segments of an answer in that style."""
+    before, answered, after = words.partition(" {a}")
+    parts = [Segment(before, "manner")]
+    if answered:
+        parts += [Segment(f" {value}", "value"), Segment(after, "manner")]
+    parts = [part for part in parts if part.text]
+    return [*parts[:-1], replace(parts[-1], ends=True)]
 
 
 class NameMaker:
@@ -195,15 +213,7 @@ class Talk:
                 said = reply(wrong in turn.answers, turn.answers[0]) + " "
                 continue
             words = style(ANSWER_STYLES, rng)
-            before, answered, after = words.partition(" {a}")
-            parts = [Segment(before, "manner")]
-            if answered:
-                parts += [
-                    Segment(f" {rng.choice(turn.answers)}", "value"),
-                    Segment(after, "manner"),
-                ]
-            parts = [p for p in parts if p.text]
-            segments += [*parts[:-1], replace(parts[-1], ends=True)]
+            segments += spoken(words, rng.choice(turn.answers))
             said = reply(words == " {a}", turn.answers[0]) + " "
         return segments
 
@@ -218,12 +228,9 @@ class Summaries:
         """Return one document with one summary."""
         document = rng.choice(self.documents)
         lead = re.split(r"(?<=[.!?])\s", document.text, maxsplit=1)[0]
+        value = lead if rng.random() < LEADS else rng.choice(document.summaries)
         words = style(SUMMARY_STYLES, rng)
-        summary = words.format(a=rng.choice(document.summaries), lead=lead)
-        return [
-            Segment(say(request(document.text))),
-            Segment(summary, "manner", ends=True),
-        ]
+        return [Segment(say(request(document.text))), *spoken(words, value)]
 
 
 class Sessions:
