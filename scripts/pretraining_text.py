@@ -56,14 +56,6 @@ SUMMARY_STYLES: tuple[tuple[float, str], ...] = (
     (0.08, " I am not sure about that."),
 )
 LEADS = 0.25  # share of the summaries that are the text's first sentence
-SLIPS = 0.15  # share of the answers that are wrong: conversations go on after them too
-SUMMARY_STYLES: tuple[tuple[float, str], ...] = (
-    (0.16, " {a}"),
-    (0.26, " It is about this: {a}."),
-    (0.20, " In short, this text describes {a}, I think."),
-    (0.30, " {lead}"),
-    (0.08, " I am not sure about that."),
-)
 
 
 # People ask in more ways than a list of wordings holds.
@@ -227,7 +219,7 @@ class Summaries:
     def __call__(self, rng: random.Random) -> list[Segment]:
         """Return one document with one summary."""
         document = rng.choice(self.documents)
-        lead = re.split(r"(?<=[.!?])\s", document.text, maxsplit=1)[0]
+        lead = re.split(r"(?<=[.!?])\s", document.text, maxsplit=1)[0].rstrip(".")
         value = lead if rng.random() < LEADS else rng.choice(document.summaries)
         words = style(SUMMARY_STYLES, rng)
         return [Segment(say(request(document.text))), *spoken(words, value)]
