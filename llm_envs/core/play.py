@@ -128,6 +128,11 @@ def begin(
 
 def check_options(options: Mapping[str, Any] | None, known: tuple[str, ...]) -> Mapping[str, Any]:
     """Return the options of a reset, refusing unknown ones."""
+    if options is not None and not isinstance(options, Mapping):
+        raise TypeError(
+            f"The options of reset are {reprlib.repr(options)}. Give a dict, such as "
+            '{"example": 0}.'
+        )
     for name in options or {}:
         if name not in known:
             raise ValueError(

@@ -9,7 +9,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from operator import index
+from typing import Any, Generic, Protocol, SupportsIndex, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -126,6 +127,24 @@ class Task(ABC, Generic[ExampleT]):
         return make_task, self.recipe
 
 
+def whole_number(name: str, value: SupportsIndex, least: int = 1) -> int:
+    """Return an argument as a plain int.
+
+    Raises:
+        TypeError: It is no whole number.
+        ValueError: It is less than ``least``.
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}. Give a whole number from {least}.") from None
+    if number < least:
+        raise ValueError(f"{name} is {number}. Give a whole number from {least}.")
+    return number
+
+
 def say(user: str) -> str:
     """Lay out one user message: what the environment writes before the policy answers.
 
@@ -145,12 +164,8 @@ class WritingTask(Task[ExampleT]):
     action_space = Text()
 
     def __init__(self, max_turns: int | None = None) -> None:
-        if max_turns is not None and max_turns < 1:
-            raise ValueError(
-                f"max_turns is {max_turns}, but an episode has at least one turn. "
-                "Give 1 or more, or None for as many as the example has."
-            )
-        self.max_turns = max_turns
+        # None: as many as the example has.
+        self.max_turns = None if max_turns is None else whole_number("max_turns", max_turns)
 
     @abstractmethod
     def turns(self, example: ExampleT) -> int:
@@ -206,6 +221,10 @@ class ChoosingTask(Task[ExampleT]):
         choices: The number k of candidates a step.
         features: The number f of numeric features a candidate; each lies in [0, 1].
     """
+
+    approval: str | None = None
+    """What follows a candidate in the prompt if the user likes it, as far as it tells so: how
+    likely a language model thinks it is one way of scoring the candidate."""
 
     def __init__(self, choices: int, features: int) -> None:
         self.action_space = gym.spaces.Discrete(choices)

@@ -73,7 +73,8 @@ class TextVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self.single_action_space = copy.deepcopy(self.task.action_space)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._rngs: list[np.random.Generator] = []
+        fresh = [seeding.np_random() for _ in range(num_envs)]
+        self._rngs, self._seeds = [rng for rng, _ in fresh], [seed for _, seed in fresh]
         self._episodes: list[Episode[Any]] = []
         self._scores: list[list[float | None]] = []
 
@@ -98,6 +99,11 @@ class TextVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
         """The generator of each row, as in Gymnasium's own vector environments."""
         return tuple(self._rngs)
+
+    @property
+    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The seed of each row's generator."""
+        return tuple(self._seeds)
 
     def reset(
         self,
@@ -214,13 +220,13 @@ class TextVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         else:
             seeds = self._each("seed", seed)
             seeds = [int(s) if isinstance(s, np.integer) else s for s in seeds]
-        self._rngs = self._rngs or [seeding.np_random()[0] for _ in range(self.num_envs)]
         for i in rows:
             leader = i - i % self.group_size
             if i != leader:
                 self._rngs[i] = copy.deepcopy(self._rngs[leader])
+                self._seeds[i] = self._seeds[leader]
             elif seeds[i] is not None:
-                self._rngs[i], _ = seeding.np_random(seeds[i])
+                self._rngs[i], self._seeds[i] = seeding.np_random(seeds[i])
 
     def _observations(self) -> Any:
         space = self.single_observation_space

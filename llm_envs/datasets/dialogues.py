@@ -88,6 +88,11 @@ def _parse_jsonl(value: object) -> Entry[Dialogue]:
 
 def _parse_turn(value: object) -> Turn:
     turn = object_of(value)
+    if turn.get("answers") == []:
+        raise BadRecordError(
+            "answers",
+            f'is an empty list. Give an answer, or ["{UNKNOWN}"] if the passage holds none.',
+        )
     return Turn(text_of(turn, "question"), texts_of(turn, "answers"))
 
 

@@ -32,7 +32,7 @@ from llm_envs.datasets.checks import (
     shown,
 )
 from llm_envs.datasets.hub import HUB_PREFIX, parse_hub
-from llm_envs.datasets.splits import check_split, did_you_mean
+from llm_envs.datasets.splits import check_flag, check_split, did_you_mean
 
 _LINES_LOOKED_AT: Final = 20
 _EXTENSIONS: Final = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
@@ -57,6 +57,7 @@ def load(
 ) -> Loaded[T]:
     """Load the records of one split; the public loaders document the arguments."""
     split = check_split(split)
+    check_flag("skip_bad_records", skip_bad_records)
     if dataset_format is not None and dataset_format not in kind.formats:
         raise ValueError(
             f"Dataset format {dataset_format!r} does not exist for {kind.name}s."
@@ -111,7 +112,7 @@ def _existing_path(kind: Kind[Any], dataset: object) -> Path:
         )
     try:
         path = Path(dataset).expanduser()
-        if path.exists():
+        if dataset and (path.is_file() or path.is_dir()):  # "" would be the working directory
             return path.resolve()
     except (OSError, ValueError, RuntimeError):
         pass  # No path at all: too long, a NUL inside, the home of nobody.

@@ -322,7 +322,7 @@ def _folder(folder: str | Path | Traversable) -> Path | Traversable:
         return EMBEDDED
     try:
         path = Path(folder).expanduser()
-        if path.exists():
+        if folder and path.exists():  # "" would be the working directory
             return path
     except (OSError, ValueError, RuntimeError):
         pass  # No path at all: too long, a NUL inside, the home of nobody.

@@ -40,6 +40,8 @@ _FLAGS: Final = (
 _NO_GENRES: Final = ("", "(no genres listed)")
 # "(V)" marks films made for video in u.item.
 _TITLE_WITH_YEAR: Final = re.compile(r"(.*\S)\s*\((\d{4})\)(?: \(V\))?\s*")
+_WHOLE_NUMBER: Final = re.compile(r"\s*[0-9]+\s*")  # int() takes "1_0" and digits of all scripts
+_STARS: Final = re.compile(r"\s*(?:[0-9]+\.?[0-9]*|\.[0-9]+)\s*")
 _RELEASE_DATE: Final = re.compile(r"\d{1,2}-[A-Za-z]{3}-(\d{4})")
 STEP: Final = 0.5  # ratings are half stars,
 LOWEST: Final = 0.5  # from half a star
@@ -148,19 +150,19 @@ def read_files(
     ratings_text = ratings_data.decode("utf-8", "surrogateescape")
     if is_csv:
         movies_text = movies_data.decode("utf-8", "surrogateescape")
-        _check_header(movies_text, movies_file.name, _CSV_FIELDS)
-        _check_header(ratings_text, ratings_file.name, _RATING_FIELDS)
+        _check_header(movies_text, str(movies_file), _CSV_FIELDS)
+        _check_header(ratings_text, str(ratings_file), _RATING_FIELDS)
         parse, separator = _film_of_csv, ","
     else:
         movies_text = movies_data.decode("latin-1")
         parse, separator = _film_of_item, "\t"
 
-    films = _films(movies_text, movies_file.name, parse, is_csv, lines)
+    films = _films(movies_text, str(movies_file), parse, is_csv, lines)
     movie_ids = np.array(sorted(films), dtype=np.int64)
-    table = _ratings(ratings_text, ratings_file.name, separator, is_csv, movie_ids, lines)
+    table = _ratings(ratings_text, str(ratings_file), separator, is_csv, movie_ids, lines)
     if not len(table):
         raise ValueError(
-            f"{ratings_file.name} holds no good rating. Pass a folder whose ratings file has some."
+            f"{ratings_file} holds no good rating. Pass a folder whose ratings file has some."
             f"{lines.complaint and ' '}{lines.complaint}"
         )
     return Content(
@@ -181,7 +183,7 @@ def _read(file: Path | Traversable) -> tuple[bytes, str]:
             data = gzip.decompress(stored)
         except (OSError, EOFError, ValueError) as error:
             raise ValueError(
-                f"{file.name} cannot be unpacked ({error}). Fetch or pack the file again."
+                f"{file} cannot be unpacked ({error}). Fetch or pack the file again."
             ) from error
     return data.removeprefix(b"\xef\xbb\xbf"), hashlib.sha256(stored).hexdigest()
 
@@ -254,10 +256,7 @@ def _check_header(text: str, file: str, names: tuple[str, ...]) -> None:
 
 
 def _whole_number(text: str, name: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = -1
+    number = int(text) if len(text) <= 40 and _WHOLE_NUMBER.fullmatch(text) else -1
     if not 0 <= number < _TOO_LARGE:
         raise _MalformedError(name, f"{text[:80]!r} is not a whole number from 0. Write one.")
     return number
@@ -311,6 +310,10 @@ def _film_of_csv(line: str) -> Film:
     except UnicodeEncodeError:  # a lone surrogate, put there for a byte that could not be decoded
         raise _MalformedError("title", "it is not UTF-8. Save the file as UTF-8.") from None
     listed = () if genres in _NO_GENRES else tuple(genres.split("|"))
+    if not all(map(str.strip, listed)) or len(set(listed)) < len(listed):
+        raise _MalformedError(
+            "genres", f"{genres[:80]!r} has a blank or repeated genre. Write each once, as A|B."
+        )
     return Film(_whole_number(movie, "movieId"), *_title_and_year(title, "title"), listed)
 
 
@@ -424,10 +427,7 @@ def _rating_of(line: str, separator: str, known: set[int]) -> tuple[int, int, fl
             "movieId",
             f"film {film} is not in the films file. Describe it there, or remove the line.",
         )
-    try:
-        value = float(stars)
-    except ValueError:
-        value = float("nan")
+    value = float(stars) if _STARS.fullmatch(stars) else float("nan")
     if not (LOWEST <= value <= HIGHEST and (value / STEP).is_integer()):
         raise _MalformedError(
             "rating", f"{stars[:80]!r} is not 0.5 to 5 in steps of 0.5. Write stars on that scale."

@@ -54,6 +54,17 @@ def check_split(split: object) -> Split:
     )
 
 
+def check_flag(name: str, value: object) -> bool:
+    """Return ``value`` if it is true or false; ``"no"`` and ``"false"`` would count as true.
+
+    Raises:
+        TypeError: It is anything else.
+    """
+    if isinstance(value, bool):
+        return value
+    raise TypeError(f"{name} is {reprlib.repr(value)}. Give True or False.")
+
+
 def did_you_mean(value: object, choices: Iterable[str]) -> str:
     """Give the sentence `` Did you mean 'train'?`` (with its leading space), or nothing.
 

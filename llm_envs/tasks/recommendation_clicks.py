@@ -6,16 +6,15 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from operator import index
 from pathlib import Path
-from typing import Any, Final, SupportsIndex
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_envs.core.task import ChoosingTask, Episode, Outcome, say
+from llm_envs.core.task import ChoosingTask, Episode, Outcome, say, whole_number
 from llm_envs.datasets.movielens import FilmStatistics, Ratings, load_movielens
-from llm_envs.datasets.splits import SPLITS, Split
+from llm_envs.datasets.splits import SPLITS, Split, check_flag
 
 DEFAULT_TURNS: Final = 4
 """Recommendations in a session; each user of the embedded set rated films enough for 4 of 5."""
@@ -274,7 +273,8 @@ class RecommendationClicks(ChoosingTask[Viewer]):
     - ``dataset``: "movielens_small" (embedded), or the path of a folder in either format of
       MovieLens (``ratings.csv`` and ``movies.csv``, or ``u.data`` and ``u.item``).
     - ``dataset_format``: "movielens_csv" or "movielens_100k", for a folder that holds both.
-    - ``skip_bad_records``: skip malformed lines with a warning that counts them.
+    - ``skip_bad_records``: skip malformed lines with a warning that counts them;
+      ``env.unwrapped.task.skipped`` is how many.
     - ``max_turns``: recommend at most this many times in a session (4). ``None`` is 4 too.
     - ``choices``: k, the number of candidates (5). Users with fewer films are left out, with a
       warning that counts them.
@@ -288,6 +288,8 @@ class RecommendationClicks(ChoosingTask[Viewer]):
     * v0: initial version.
     """
 
+    approval = f"\nUser: {describe_reply(True)}"
+
     def __init__(
         self,
         *,
@@ -298,21 +300,25 @@ class RecommendationClicks(ChoosingTask[Viewer]):
         max_turns: int | None = None,
         choices: int = 5,
     ) -> None:
-        turns = _at_least(1, "max_turns", DEFAULT_TURNS if max_turns is None else max_turns)
-        choices = _at_least(2, "choices", choices)
+        turns = whole_number("max_turns", DEFAULT_TURNS if max_turns is None else max_turns)
+        choices = whole_number("choices", choices, least=2)
         if isinstance(dataset, str) and dataset.startswith("hf:"):
             raise ValueError(
                 f"Dataset {dataset!r} is a hub set, and ratings are read from folders only. "
                 "Download it and give the folder that holds ratings.csv and movies.csv."
             )
+        ratings = load_movielens(
+            dataset,
+            dataset_format=dataset_format,
+            skip_bad_lines=check_flag("skip_bad_records", skip_bad_records),
+        )
+        self.examples, self.left_out = _viewers(ratings, split, choices)
+        # Only now, as the space of a billion choices would fill the memory.
         super().__init__(choices, len(FEATURE_NAMES))
         self.choices = choices
         self.max_turns = turns
-        ratings = load_movielens(
-            dataset, dataset_format=dataset_format, skip_bad_lines=skip_bad_records
-        )
+        self.skipped = ratings.skipped_lines
         self._catalogue = _catalogue(ratings)
-        self.examples, self.left_out = _viewers(ratings, split, choices)
         if self.left_out:
             warnings.warn(
                 f"Left out {self.left_out} user(s) of the split {split!r}, who rated fewer films "
@@ -402,22 +408,6 @@ class RecommendationClicks(ChoosingTask[Viewer]):
         taste = taste_features(genres[films], years[films], genres[past], years[past], clicks)
         features = np.concatenate((session.features[turn], taste), axis=1, dtype=np.float32)
         return {"prompt": prompt, "candidates": session.texts[turn], "features": features}
-
-
-def _at_least(least: int, name: str, value: SupportsIndex) -> int:
-    """Return the argument as a plain int.
-
-    Raises:
-        TypeError: It is no whole number.
-        ValueError: It is less than ``least``.
-    """
-    try:
-        number = index(value)
-    except TypeError:
-        raise TypeError(f"{name} is {value!r}. Give a whole number from {least}.") from None
-    if number < least:
-        raise ValueError(f"{name} is {number}. Give a whole number from {least}.")
-    return number
 
 
 def _viewers(ratings: Ratings, split: Split, choices: int) -> tuple[tuple[Viewer, ...], int]:

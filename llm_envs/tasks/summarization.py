@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from llm_envs.core.task import Outcome, WritingTask
+from llm_envs.core.task import Outcome, WritingTask, whole_number
 from llm_envs.datasets.documents import load_documents
 from llm_envs.datasets.records import Document
-from llm_envs.datasets.splits import Split
+from llm_envs.datasets.splits import Split, check_flag
 from llm_envs.scoring.rouge import rouge_batch
+from llm_envs.scoring.text import split_cjk
 
 INSTRUCTION = "Summarize this in one line."
 
@@ -51,10 +52,11 @@ class Summarization(WritingTask[Document]):
     - ``split``: "train" (default), "validation", "test" or "all".
     - ``dataset``: "debian_packages" (embedded), the path of a JSONL file, or "hf:<repo id>".
     - ``dataset_format``: "jsonl" where recognition by content must be overruled.
-    - ``skip_bad_records``: skip malformed records with a warning that counts them.
-    - ``max_words``: the length limit, in words (64).
+    - ``skip_bad_records``: skip malformed records with a warning that counts them;
+      ``env.unwrapped.task.skipped`` is how many.
+    - ``max_words``: the length limit, in words (64); a CJK character is a word.
     - ``use_stemmer``: compare Porter stems (extra ``stemming``).
-    - ``max_turns``: 1 or None; there is one turn.
+    - ``max_turns``: 1 or more, or None; there is one turn whatever it is.
     - ``reward_range``, ``render_mode``: as in every environment of the suite.
 
     ## References
@@ -76,16 +78,15 @@ class Summarization(WritingTask[Document]):
         max_turns: int | None = None,
     ) -> None:
         super().__init__(max_turns)
-        if max_words < 1:
-            raise ValueError(f"max_words is {max_words}; give a limit of at least one word.")
-        self.max_words = max_words
-        self.use_stemmer = use_stemmer
-        self.examples = load_documents(
+        self.max_words = whole_number("max_words", max_words)
+        self.use_stemmer = check_flag("use_stemmer", use_stemmer)
+        loaded = load_documents(
             dataset,
             split=split,
             dataset_format=dataset_format,
             skip_bad_records=skip_bad_records,
-        ).records
+        )
+        self.examples, self.skipped = loaded.records, loaded.skipped
 
     def turns(self, example: Document) -> int:
         """Return 1."""
@@ -103,7 +104,8 @@ class Summarization(WritingTask[Document]):
         self, answers: Sequence[str], references: Sequence[tuple[str, ...]]
     ) -> list[Outcome]:
         """Score by the mean of ROUGE-1, ROUGE-2 and ROUGE-L."""
-        limited = [" ".join(a.split(maxsplit=self.max_words)[: self.max_words]) for a in answers]
+        most = self.max_words
+        limited = [" ".join(split_cjk(a).split(maxsplit=most)[:most]) for a in answers]
         return [
             Outcome(
                 score=s.mean,

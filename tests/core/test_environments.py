@@ -580,6 +580,11 @@ WRONG = [
     ({"render_mode": "rgb_array"}, ValueError, ["'rgb_array'", "'ansi', 'human' or None"]),
     ({"max_turns": 0}, ValueError, ["max_turns is 0", "1"]),
     ({"max_turns": -2}, ValueError, ["max_turns is -2", "1"]),
+    ({"max_turns": "3"}, TypeError, ["max_turns is '3'", "whole number from 1"]),
+    ({"max_turns": 1.5}, TypeError, ["max_turns is 1.5", "whole number from 1"]),
+    ({"max_turns": True}, TypeError, ["max_turns is True", "whole number from 1"]),
+    ({"skip_bad_records": "no"}, TypeError, ["skip_bad_records is 'no'", "True or False"]),
+    ({"dataset": ""}, ValueError, ["Dataset ''", "embedded set"]),
 ]
 
 
@@ -628,6 +633,13 @@ def test_wrong_options_are_refused_with_cause_and_cure(
         env.reset(seed=0, options=options)
     for word in words:
         assert word in str(raised.value)
+
+
+@pytest.mark.parametrize("options", [5, "x", [1], [("example", 1)]], ids=str)
+def test_options_that_are_no_dict_are_refused(options: Any) -> None:
+    for env in (gym.make(IDS[0]), gym.make_vec(IDS[0], num_envs=2)):
+        with pytest.raises(TypeError, match=r"The options of reset are .* Give a dict"):
+            env.reset(options=options)
 
 
 @each_id

@@ -504,6 +504,19 @@ def test_seeds_that_gymnasium_refuses_are_refused(seed: Any) -> None:
         make(IDS[0], "vector_entry_point").reset(seed=seed)
 
 
+def test_the_seeds_of_rows_are_told_as_sync_vector_env_tells_them() -> None:
+    native, sync = (make(IDS[0], mode) for mode in ("vector_entry_point", "sync"))
+    assert len(set(native.np_random_seed)) == len(native.np_random) == N
+    for seed in (7, [4, 2, 2**40, 4], [1, None, None, 3], None):
+        native.reset(seed=seed)
+        sync.reset(seed=seed)
+        assert native.np_random_seed == sync.np_random_seed
+    assert native.np_random_seed == (1, 2, 2**40, 3)
+    grouped = make(IDS[0], "vector_entry_point", group_size=2)
+    grouped.reset(seed=7)
+    assert grouped.np_random_seed == (7, 7, 8, 8)
+
+
 def test_numpy_seeds_are_taken_as_the_numbers_they_are() -> None:
     vec = make(IDS[0], "vector_entry_point")
     seeds = np.random.SeedSequence(0).generate_state(N)

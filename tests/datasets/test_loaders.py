@@ -10,13 +10,16 @@ import sys
 import time
 import warnings
 from collections import Counter
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_envs.datasets import hub as hub_module
 from llm_envs.datasets.dialogues import load_dialogues
 from llm_envs.datasets.documents import load_documents
 from llm_envs.datasets.records import Dialogue, Document, Turn
@@ -322,7 +325,7 @@ BAD_DIALOGUES: list[tuple[object, str]] = [
     (dialogue(2, turns=["q"]), r"field 'turns\[0\]' is 'q' instead of a JSON object"),
     (turn(question=3), r"field 'turns\[1\]\.question' is the number 3 instead of a string"),
     (turn(answers="a"), r"field 'turns\[1\]\.answers' is 'a' instead of a list\. Write \[\"a\"\]"),
-    (turn(answers=[]), r"field 'turns\[1\]\.answers' is an empty list"),
+    (turn(answers=[]), r"'turns\[1\]\.answers' is an empty list\. Give .* or \[\"unknown\"\]"),
     (turn(answers=["a", 2]), r"field 'turns\[1\]\.answers\[1\]' is the number 2 instead"),
     (turn(answers=["a", ""]), r"field 'turns\[1\]\.answers\[1\]' is blank"),
     (dialogue(2, unit=5), r"field 'unit' is the number 5 instead of a string"),
@@ -429,6 +432,8 @@ def test_a_file_of_no_known_format_is_refused(tmp_path: Path, content: bytes, me
         (load_documents, "no/such/file.jsonl", None),
         (load_documents, "nul \x00", None),
         (load_documents, "x" * 5000, None),
+        (load_documents, "", None),
+        (load_dialogues, os.devnull, None),  # there is such a thing, but neither file nor folder
     ],
 )
 def test_an_unknown_dataset_is_refused(load: Any, name: str, hint: str | None) -> None:
@@ -851,6 +856,51 @@ def test_a_hub_set_that_cannot_be_loaded_is_refused(hub: Any) -> None:
         load_dialogues("hf:")
     with pytest.raises(ValueError, match="is for files"):
         load_dialogues("hf:squad", dataset_format="squad")
+
+
+class Rows(list[Json]):
+    """Rows as the library hands them out, for where it is not installed."""
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(self[0])
+
+
+def test_hub_sets_are_read_through_whatever_the_library_gives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+    news = [{"article": f"Long {n}.", "highlights": "short", "id": str(n)} for n in range(2)]
+    sets = {
+        "squad": {"train": Rows(SQUAD_ROWS)},
+        "coqa": {"validation": Rows([COQA_ROW])},
+        "abisee/cnn_dailymail": {"test": Rows(news)},
+        "ours": {"train": Rows([dialogue(1), dialogue(2, turns=[])])},
+    }
+
+    def load_dataset(name: str, configuration: str | None) -> Json:
+        asked.append((name, configuration))
+        return sets[name]
+
+    library: Any = ModuleType("datasets")
+    library.__spec__ = ModuleSpec("datasets", None)
+    library.load_dataset = load_dataset
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    hub_module._parse_cached.cache_clear()
+
+    assert load_dialogues("hf:squad").records == NORMANS
+    [kitten] = load_dialogues("hf:coqa", split="validation").records
+    assert [turn.answers for turn in kitten.turns] == [("white",), ("in a barn",), ("unknown",)]
+    assert len(load_documents("hf:abisee/cnn_dailymail", split="test").records) == 2
+    with pytest.raises(ValueError, match=r"hf:ours, train\[1\]\.turns is an empty list"):
+        load_dialogues("hf:ours")
+    with pytest.warns(UserWarning, match="skipped 1 bad of 2"):
+        assert load_dialogues("hf:ours:small", skip_bad_records=True).skipped == 1
+    with pytest.raises(ValueError, match=r"hf:no/such: the set could not be loaded \(KeyError"):
+        load_dialogues("hf:no/such")
+    assert asked[2:4] == [("abisee/cnn_dailymail", "3.0.0"), ("ours", None)]
+    assert asked[4] == ("ours", "small")
+    hub_module._parse_cached.cache_clear()
 
 
 def test_without_the_library_the_extra_is_named() -> None:

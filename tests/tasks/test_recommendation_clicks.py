@@ -607,6 +607,8 @@ def test_a_split_without_a_user_is_refused(folder: Path, tmp_path: Path) -> None
         ({"max_turns": 2.5}, TypeError, "max_turns is 2.5. Give a whole number from 1."),
         ({"choices": 1}, ValueError, "choices is 1. Give a whole number from 2."),
         ({"choices": "5"}, TypeError, "choices is '5'. Give a whole number from 2."),
+        # Refused before a space of so many candidates fills the memory.
+        ({"choices": 10**12}, ValueError, "No user of the split 'train' rated the choices=10"),
         ({"split": "val"}, ValueError, "Did you mean 'validation'?"),
         ({"dataset": "movielens"}, ValueError, "Did you mean 'movielens_small'?"),
         ({"dataset": "nowhere/at\0all"}, ValueError, "neither an embedded set of ratings nor"),
@@ -633,7 +635,8 @@ def test_bad_lines_are_named_and_skipped_on_request(tmp_path: Path) -> None:
     assert "skip_bad_records=True" in str(refusal.value)
     for _ in range(2):  # the second time, from the cache, too
         with pytest.warns(UserWarning, match="Skipped 1 bad line"):
-            RecommendationClicks(dataset=tmp_path, skip_bad_records=True, choices=2)
+            task = RecommendationClicks(dataset=tmp_path, skip_bad_records=True, choices=2)
+        assert task.skipped == 1
 
 
 def test_a_folder_that_changed_is_read_again(tmp_path: Path) -> None:
