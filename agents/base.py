@@ -168,7 +168,7 @@ class Agent(ABC, Generic[ConfigT]):
 
     def _load_policy(self, name: str, device: str) -> Policy:
         if isinstance(self.envs.single_action_space, gym.spaces.Discrete):
-            reply = getattr(self.envs.unwrapped.task, "approval", None)
+            reply = self.envs.unwrapped.task.approval
             return CandidatePolicy.from_pretrained(name, reply=reply, device=device)
         return CausalLMPolicy.from_pretrained(name, device=device)
 

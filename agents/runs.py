@@ -8,9 +8,16 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
+
+CONFIG_KEYS: Final = frozenset(
+    "agent device env env_kwargs out policy report samples seed settings steps track".split()
+)
+"""What ``config.json`` holds at least."""
+
+_OTHER_WAY: Final = "A new run can start from its weights: --policy RUN/checkpoints/best/policy."
 
 
 def prepare(folder: Path, *, needed_bytes: int) -> Path:
@@ -27,15 +34,15 @@ def prepare(folder: Path, *, needed_bytes: int) -> Path:
             os.fsync(probe.fileno())
     except OSError as error:
         raise OSError(
-            f"The run folder {folder} cannot be written ({error.strerror}). Nothing was trained. "
-            "Choose another one with --out."
+            f"The run folder {folder} cannot be written ({error.strerror or error}). Nothing was "
+            "trained. Choose another one with --out (a run to resume can be moved as a whole)."
         ) from error
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise OSError(
             f"The disk of {folder} has {free / 2**20:,.0f} MiB free, and a run needs about "
-            f"{needed_bytes / 2**20:,.0f} MiB. Nothing was trained. Free some or choose another "
-            "folder with --out."
+            f"{needed_bytes / 2**20:,.0f} MiB. Nothing was trained. Free some, or choose another "
+            "folder with --out (a run to resume can be moved as a whole)."
         )
     return folder
 
@@ -43,14 +50,36 @@ def prepare(folder: Path, *, needed_bytes: int) -> Path:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a crash leaves the old file or the new one."""
     temporary = path.with_name(path.name + ".new")
-    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n")
+    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read the configuration of the run in a folder.
+
+    Raises:
+        ValueError: The folder holds no run, or its configuration is damaged.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} is not a run: it holds no config.json. Name the run folder that training "
+            "printed when it began."
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: it is not JSON ({error}). {_OTHER_WAY}") from error
+    missing = CONFIG_KEYS - config.keys() if isinstance(config, dict) else CONFIG_KEYS
+    if missing:
+        raise ValueError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}. {_OTHER_WAY}")
+    return config  # type: ignore[no-any-return]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read ``metrics.jsonl``; a line that a crash cut short is left out."""
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

@@ -7,24 +7,31 @@ reported. Ctrl-C (or SIGTERM) saves and stops; ``--resume FOLDER`` goes on from 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
+import shlex
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal
+from typing import Any, Generic, Literal, NoReturn
 
+import gymnasium as gym
+import torch
 import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from safetensors import SafetensorError
 
 import llm_envs
 from agents import runs
-from agents.base import Agent, ConfigT
+from agents.base import Agent, ConfigT, checkpoint_folder
 from agents.evaluation import Evaluation
 from agents.reinforce import Reinforce
 from agents.tracking import Tracker
@@ -53,7 +60,7 @@ class Arguments(Generic[ConfigT]):
     policy: str = "tiny"
     """Language model: "tiny" (embedded), a folder, or a hub id."""
     steps: int = 30_000
-    """Environment steps (answers given) to train for."""
+    """Environment steps (answers given) to train for, in all."""
     seed: int = 0
     """Seed of everything."""
     env_kwargs: str = "{}"
@@ -61,7 +68,8 @@ class Arguments(Generic[ConfigT]):
     out: Path | None = None
     """Run folder; by default runs/<env>-<agent>-seed<seed>-<time>."""
     resume: Path | None = None
-    """Go on with this run; its own arguments are used, except --steps where it is given."""
+    """Go on with the run in this folder. It keeps its arguments; only --steps, --samples and
+    --quiet may be given anew."""
     track: str = "wandb,jsonl"
     """Where metrics go, separated by commas."""
     report: Literal["test", "validation", "none"] = "test"
@@ -74,150 +82,358 @@ class Arguments(Generic[ConfigT]):
     """No progress bar."""
 
 
+# What may differ when a run is resumed: how far it goes, and what is only shown.
+_ANEW = ("resume", "steps", "samples", "quiet")
+
+
 def parse(argv: Sequence[str]) -> Arguments[Any]:
-    """Parse the command line; its agent decides which settings there are."""
-    agent = _peek(argv, "--agent", "reinforce")
-    if agent not in AGENTS:
-        raise SystemExit(
-            f"There is no agent {agent!r}.{did_you_mean(agent, AGENTS)} "
-            f"There are: {', '.join(AGENTS)}."
+    """Parse the command line; its agent, or the run to resume, decides what the defaults are.
+
+    Raises:
+        ValueError: The agent is unknown, or there is no run to resume.
+    """
+    resumed = _peek(argv, "--resume", "")
+    default = (
+        _arguments_of(Path(resumed))
+        if resumed
+        else _defaults(
+            _peek(argv, "--agent", "reinforce"), _bare(_peek(argv, "--env", "DialogueQA-v0"))
         )
-    env = _peek(argv, "--env", "DialogueQA-v0")
-    config_class: Any = AGENTS[agent].config_class
-    config = config_class(**PRESETS.get(env.removeprefix("llm_envs/"), {}))
-    return tyro.cli(
-        Arguments[config_class],
+    )
+    kind: Any = Arguments[type(default.settings)]  # type: ignore[misc]
+    parsed: Arguments[Any] = tyro.cli(
+        kind,
         args=list(argv),
-        default=Arguments(settings=config),
+        default=default,
         description=__doc__,
         prog="python -m agents.train",
     )
+    return parsed
+
+
+def _defaults(agent: str, env: str) -> Arguments[Any]:
+    config_class: Any = _agent_class(agent).config_class
+    return Arguments(settings=config_class(**PRESETS.get(env, {})))
+
+
+def _arguments_of(folder: Path) -> Arguments[Any]:
+    """Return the arguments that a run was begun with."""
+    config = runs.read_config(folder)
+    config_class: Any = _agent_class(config["agent"]).config_class
+    try:
+        settings = config_class(**config["settings"])
+    except TypeError as error:
+        raise ValueError(
+            f"{folder} was written by another version of llm-envs ({config.get('version')}), whose "
+            f"settings differ: {error}. Resume it with that version."
+        ) from error
+    same = {f.name: config[f.name] for f in dataclasses.fields(Arguments) if f.name in config}
+    changed = {
+        "settings": settings,
+        "env_kwargs": json.dumps(config["env_kwargs"]),
+        "out": None if config["out"] is None else Path(config["out"]),
+        "resume": folder,
+    }
+    return Arguments(**{**same, **changed})
+
+
+def _agent_class(name: str) -> type[Agent[Any]]:
+    if name not in AGENTS:
+        raise ValueError(
+            f"There is no agent {name!r}.{did_you_mean(name, AGENTS)} "
+            f"There are: {', '.join(AGENTS)}."
+        )
+    return AGENTS[name]
+
+
+def _bare(env: str) -> str:
+    return env.removeprefix("llm_envs:").removeprefix("llm_envs/")
 
 
 def _peek(argv: Sequence[str], flag: str, default: str) -> str:
+    """Return the value of a flag before the command line is parsed; the last one counts."""
+    found = default
     for i, word in enumerate(argv):
         if word == flag and i + 1 < len(argv):
-            return argv[i + 1]
-        if word.startswith(flag + "="):
-            return word.removeprefix(flag + "=")
-    return default
+            found = argv[i + 1]
+        elif word.startswith(flag + "="):
+            found = word.removeprefix(flag + "=")
+    return found
 
 
-def train(a: Arguments[Any], console: Console) -> Path:
-    """Run the whole job; return the run folder."""
-    agent, folder, tracked = _resumed(a) if a.resume else _fresh(a)
-    config = json.loads((folder / "config.json").read_text())
-    steps = config["steps"]
-    console.print(
-        f"[bold]{agent.name}[/] on [bold]{agent.env_id}[/] from policy [bold]{agent.policy_name}[/], "
-        f"seed {agent.seed}: {steps:,} steps. Run folder: {escape(str(folder))}"
-    )
-    tracker = Tracker(
-        folder,
-        backends=tuple(config["track"].split(",")),
-        config=config,
-        env_id=agent.env_id,
-        agent=agent.name,
-        name=f"{agent.name}-{agent.env_id}-seed{agent.seed}",
-        state=tracked,
-        progress=not a.quiet,
-        total_steps=steps,
-    )
+# --- before training -----------------------------------------------------------------------------
 
-    def stop(number: int, frame: Any) -> None:
-        agent.stop_requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C ends at once
 
-    handlers = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-    with tracker:
+@dataclass(frozen=True)
+class Run:
+    """A run whose arguments are known to be good: all that training needs."""
+
+    agent: Agent[Any]
+    folder: Path
+    config: dict[str, Any]
+    tracker: Tracker
+
+
+def prepare(a: Arguments[Any], console: Console) -> Run:
+    """Make a run, or take up an old one; what can be wrong is found here.
+
+    Raises:
+        ValueError: An argument is impossible.
+        TypeError: An argument of the environment or the policy is unknown.
+        OSError: The run folder cannot be written, or its disk is too full.
+    """
+    if a.steps < 1:
+        raise ValueError(f"--steps is {a.steps}; it has to be 1 or more.")
+    if a.device != "auto":
         try:
-            agent.learn(steps, folder=folder, tracker=tracker)
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        runs.plot_curve(
-            runs.read_metrics(folder / "metrics.jsonl"),
-            folder / "curve.png",
-            title=f"{agent.name} on {agent.env_id}, seed {agent.seed}",
-        )
-        if agent.stop_requested:
-            console.print(
-                f"Stopped and saved after {agent.env_steps:,} steps. To go on:\n"
-                f"  python -m agents.train --resume {folder}"
-            )
-            return folder
-        if config["report"] != "none":
-            _report(agent, folder, config, tracker, console, samples=a.samples)
-    console.print(tracker.sync_hint())
-    return folder
+            torch.zeros(1, device=a.device)
+        except (RuntimeError, AssertionError) as error:
+            cause = str(error).splitlines()[0]
+            raise ValueError(
+                f"--device {a.device} cannot be used here ({cause}). Use auto, or cpu."
+            ) from error
+    return _fresh(a, console) if a.resume is None else _resumed(a, a.resume, console)
 
 
-def _fresh(a: Arguments[Any]) -> tuple[Agent[Any], Path, None]:
-    if a.env.removeprefix("llm_envs/") not in llm_envs.registered_ids():
+def _fresh(a: Arguments[Any], console: Console) -> Run:
+    if _bare(a.env) not in llm_envs.registered_ids():
         known = llm_envs.registered_ids()
         raise ValueError(
             f"There is no environment {a.env!r}.{did_you_mean(a.env, known)} "
             f"There are: {', '.join(known)}."
         )
-    try:
-        env_kwargs = json.loads(a.env_kwargs)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--env-kwargs is not JSON ({error}): {a.env_kwargs}") from error
-    name = f"{a.env.replace('/', '-')}-{a.agent}-seed{a.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    # The number of threads changes rounding, so a resumed run has to have the same one.
+    threads = a.settings.threads or torch.get_num_threads()
+    a = dataclasses.replace(a, settings=dataclasses.replace(a.settings, threads=threads))
+    config = _as_config(a) | {"version": llm_envs.__version__}
+    name = f"{_bare(a.env)}-{a.agent}-seed{a.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = a.out or Path("runs") / name
     if (folder / "config.json").exists():
         raise ValueError(f"{folder} holds a run already. Continue it with --resume, or rename it.")
-    runs.prepare(folder, needed_bytes=200 * 2**20)
-    agent = AGENTS[a.agent](
-        a.policy, a.env, config=a.settings, seed=a.seed, env_kwargs=env_kwargs, device=a.device
-    )
-    weights = sum(p.numel() * p.element_size() for p in agent.policy.model.parameters())
-    runs.prepare(folder, needed_bytes=10 * weights)  # two checkpoints with moments, and copies
-    config = dataclasses.asdict(a) | {
-        "settings": dataclasses.asdict(a.settings),
-        "env_kwargs": env_kwargs,
-        "threads": _threads(),
-        "version": llm_envs.__version__,
-    }
-    runs.write_json(folder / "config.json", config)
-    return agent, folder, None
+    tracker = _tracker(a, folder, config, console, state=None)
+    # A run that is killed before its first checkpoint begins again under the same W&B id.
+    config["wandb_id"] = tracker.state()["wandb_id"]
+    new = not folder.exists()
+    try:
+        runs.prepare(folder, needed_bytes=200 * 2**20)
+        agent = _begin(config)
+        weights = sum(p.numel() * p.element_size() for p in agent.policy.model.parameters())
+        runs.prepare(folder, needed_bytes=10 * weights)  # two checkpoints with moments, and copies
+        _check_splits(agent, config)
+        runs.write_json(folder / "config.json", config)
+    except BaseException:
+        if new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+    return Run(agent, folder, config, tracker)
 
 
-def _resumed(a: Arguments[Any]) -> tuple[Agent[Any], Path, dict[str, Any] | None]:
-    assert a.resume is not None
-    folder = a.resume
-    if not (folder / "config.json").exists():
-        raise ValueError(f"{folder} is not a run: it holds no config.json.")
-    config = json.loads((folder / "config.json").read_text())
+def _resumed(a: Arguments[Any], folder: Path, console: Console) -> Run:
+    config = runs.read_config(folder)
+    _refuse_changes(_as_config(a), config, folder)
     runs.prepare(folder, needed_bytes=200 * 2**20)
-    if "--steps" in sys.argv:
+    last = folder / "checkpoints" / "last"
+    state: dict[str, Any]
+    if _has_checkpoint(last):
+        try:
+            agent = _agent_class(a.agent).load(last, device=a.device)
+            stored = json.loads((checkpoint_folder(last) / "state.json").read_text())
+            state = stored["tracker"]
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"The checkpoint {last} is damaged ({type(error).__name__}: {error}). Move it "
+                "away and --resume begins again, or start a new run from other weights with "
+                f"--policy {folder}/checkpoints/best/policy."
+            ) from error
+    else:  # killed before the first checkpoint: begin again, in the same folder
+        agent = _begin(config)
+        state = {"wandb_id": config.get("wandb_id")}
+    if a.steps != config["steps"]:
+        if a.steps < agent.env_steps:
+            raise ValueError(
+                f"--steps is {a.steps}, and {folder} has taken {agent.env_steps} steps already. "
+                "They are counted from the beginning of the run: give more, or leave it out."
+            )
         config["steps"] = a.steps
         runs.write_json(folder / "config.json", config)
-    last = folder / "checkpoints" / "last"
-    cls = AGENTS[config["agent"]]
+    return Run(agent, folder, config, _tracker(a, folder, config, console, state=state))
+
+
+def _begin(config: dict[str, Any]) -> Agent[Any]:
+    """Make the agent of a run, as it is before training."""
+    cls = _agent_class(config["agent"])
+    return cls(
+        config["policy"],
+        config["env"],
+        config=cls.config_class(**config["settings"]),
+        seed=config["seed"],
+        env_kwargs=config["env_kwargs"],
+        device=config["device"],
+    )
+
+
+def _tracker(
+    a: Arguments[Any],
+    folder: Path,
+    config: dict[str, Any],
+    console: Console,
+    *,
+    state: dict[str, Any] | None,
+) -> Tracker:
+    return Tracker(
+        folder,
+        backends=tuple(backend.strip() for backend in a.track.split(",")),
+        config=config,
+        env_id=a.env,
+        agent=a.agent,
+        name=f"{a.agent}-{a.env}-seed{a.seed}",
+        state=state,
+        progress=not a.quiet,
+        total_steps=a.steps,
+        console=console,
+    )
+
+
+def _as_config(a: Arguments[Any]) -> dict[str, Any]:
+    """Return the arguments as ``config.json`` holds them."""
     try:
-        agent = cls.load(last, device=config["device"])
-    except ValueError:
-        if last.exists():
-            raise
-        # Killed before the first checkpoint: begin again, in the same folder.
-        agent = cls(
-            config["policy"],
-            config["env"],
-            config=cls.config_class(**config["settings"]),
-            seed=config["seed"],
-            env_kwargs=config["env_kwargs"],
-            device=config["device"],
+        env_kwargs = json.loads(a.env_kwargs)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"--env-kwargs is not JSON ({error}): {a.env_kwargs}. Write it like "
+            "'{\"max_turns\": 2}', in single quotes for the shell."
+        ) from error
+    if not isinstance(env_kwargs, dict):
+        raise ValueError(
+            f"--env-kwargs is {a.env_kwargs}; it has to be a JSON object of names and values, like "
+            "'{\"max_turns\": 2}'."
         )
-        return agent, folder, None
-    state = json.loads((last / "state.json").read_text())
-    return agent, folder, state.get("tracker")
+    if "num_envs" in env_kwargs:
+        raise ValueError(
+            "--env-kwargs holds num_envs; how many episodes are played side by side is --prompts "
+            "times --group-size."
+        )
+    config = dataclasses.asdict(a) | {"env_kwargs": env_kwargs}
+    return json.loads(json.dumps(config, default=str))  # type: ignore[no-any-return]
 
 
-def _threads() -> int:
-    import torch
+def _refuse_changes(given: dict[str, Any], config: dict[str, Any], folder: Path) -> None:
+    """Refuse an argument that a run was not begun with: it would no longer be that run."""
+    settings, old_settings = given.pop("settings"), config["settings"]
+    for name, value in {**given, **settings}.items():
+        old = old_settings[name] if name in settings else config.get(name, value)
+        if value != old and name not in _ANEW:
+            raise ValueError(
+                f"{folder} was begun with {_shown(name, old)}, and {_shown(name, value)} was "
+                "given. A resumed run keeps its arguments, except --steps, --samples and --quiet. "
+                "Leave it out, or begin a new run without --resume."
+            )
 
-    return torch.get_num_threads()
+
+def _shown(name: str, value: Any) -> str:
+    return f"--{name.replace('_', '-')} {value if isinstance(value, str) else json.dumps(value)}"
+
+
+def _check_splits(agent: Agent[Any], config: dict[str, Any]) -> None:
+    """Open the splits that will be scored: a data set without them is to be refused now."""
+    wanted = {"validation"} if agent.config.eval_every else set()
+    for split in sorted((wanted | {config["report"]}) - {"none"}):
+        gym.make_vec(agent.env_id, num_envs=1, **{**agent.env_kwargs, "split": split}).close()
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    try:
+        checkpoint_folder(folder)
+    except ValueError:
+        return False
+    return True
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+def train(run: Run, console: Console, *, samples: int = 3) -> None:
+    """Do the whole job; what is left of it can be resumed at any time.
+
+    Raises:
+        OSError: The run folder can no longer be written.
+        FloatingPointError: The gradient is not finite.
+    """
+    agent, folder, config, tracker = run.agent, run.folder, run.config, run.tracker
+    console.print(
+        f"[bold]{agent.name}[/] on [bold]{agent.env_id}[/] from policy "
+        f"[bold]{escape(agent.policy_name)}[/], seed {agent.seed}: {config['steps']:,} steps. "
+        f"Run folder: {escape(str(folder))}",
+        soft_wrap=True,
+    )
+    learning = True
+
+    def stop() -> None:
+        if not learning:
+            raise KeyboardInterrupt  # nothing is lost, and scoring takes long
+        agent.stop_requested = True
+        with contextlib.suppress(OSError):  # not print: the signal may have come during one
+            if console.is_terminal:
+                os.write(1, b"\x1b[?25h")  # the cursor that the progress bar hides
+            os.write(2, b"\nStopping after this update. Once more ends at once.\n")
+
+    with _first_signal(stop):
+        try:
+            with tracker:
+                agent.learn(config["steps"], folder=folder, tracker=tracker)
+                learning = False
+                metrics = folder / "metrics.jsonl"
+                if metrics.exists():
+                    runs.plot_curve(
+                        runs.read_metrics(metrics),
+                        folder / "curve.png",
+                        title=f"{agent.name} on {agent.env_id}, seed {agent.seed}",
+                    )
+                if agent.stop_requested:
+                    console.print(f"Stopped and saved after {agent.env_steps:,} steps.")
+                elif config["report"] != "none":
+                    _report(agent, folder, config, tracker, console, samples=samples)
+        except KeyboardInterrupt:
+            agent.stop_requested = True
+            console.print(f"Stopped before the {config['report']} split was scored.")
+    for text in (
+        f"To go on:\n  {_resume_command(folder)}" if agent.stop_requested else "",
+        tracker.sync_hint(),
+    ):
+        if text:  # a command has to stay on one line to be copied
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _first_signal(action: Callable[[], None]) -> Iterator[None]:
+    """Let Ctrl-C or SIGTERM do something the first time; the second one ends the process at once.
+
+    The second is left to the operating system: it works whatever the process is stuck in.
+    """
+    stopping = (signal.SIGINT, signal.SIGTERM)
+
+    def handle(number: int, frame: Any) -> None:
+        for each in stopping:
+            signal.signal(each, signal.SIG_DFL)
+        action()
+
+    before = {each: signal.signal(each, handle) for each in stopping}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _resume_command(folder: Path) -> str:
+    """Return what the user types to go on, with the Python that runs now."""
+    python = Path(sys.executable)
+    if shutil.which("python") == str(python):
+        python = Path("python")
+    elif python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    return shlex.join([str(python), "-m", "agents.train", "--resume", str(folder)])
 
 
 def _report(
@@ -230,20 +446,12 @@ def _report(
     samples: int,
 ) -> None:
     """Score the initial policy and the chosen checkpoint on the same episodes; write and show."""
-    cls = type(agent)
     split = config["report"]
     console.print(f"Scoring the policy on the {split} split, before and after …")
-    initial = cls(
-        config["policy"],
-        config["env"],
-        config=agent.config,
-        seed=agent.seed,
-        env_kwargs=agent.env_kwargs,
-        device=config["device"],
-    )
-    before = initial.evaluate(split)
+    before = _begin(config).evaluate(split)
     best = folder / "checkpoints" / "best"
-    chosen = cls.load(best, device=config["device"]) if best.exists() else agent
+    validated = _has_checkpoint(best)
+    chosen = type(agent).load(best, device=config["device"]) if validated else agent
     after = chosen.evaluate(split)
     gain, low, high = after.gain_over(before)
     result = {
@@ -273,13 +481,18 @@ def _report(
         table.add_row(label, f"{before.part(name):.3f}", f"{after.part(name):.3f}")
     console.print(table)
     console.print(
-        f"Paired gain: [bold]{gain:+.3f}[/] [{low:+.3f}, {high:+.3f}]; validation chose the "
-        f"checkpoint at {chosen.env_steps:,} steps."
+        f"Paired gain: [bold]{gain:+.3f}[/] [{low:+.3f}, {high:+.3f}]; "
+        f"{'validation chose' if validated else 'without validation it is'} the checkpoint at "
+        f"{chosen.env_steps:,} steps."
     )
-    console.print(f"Written to {escape(str(folder))}:")
-    for name in ("config.json", "metrics.jsonl", "result.json", "transcripts.jsonl", "curve.png"):
-        console.print(f"  {name}")
-    console.print("  checkpoints/best (chosen by validation), checkpoints/last, wandb/")
+    console.print(f"Written to {escape(str(folder))}:", soft_wrap=True)
+    chosen_by = {"checkpoints/best": " (chosen by validation)"}
+    for name in (
+        "config.json metrics.jsonl result.json transcripts.jsonl curve.png checkpoints/best "
+        "checkpoints/last wandb"
+    ).split():
+        if (folder / name).exists():
+            console.print(f"  {name}{chosen_by.get(name, '')}", highlight=False)
 
 
 def _bounds(e: Evaluation) -> str:
@@ -308,13 +521,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    arguments = parse(sys.argv[1:] if argv is None else argv)
     console = Console()
     try:
-        train(arguments, console)
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        console.print(f"[red]{escape(str(error))}[/]", highlight=False)
-        raise SystemExit(2) from error
+        try:
+            arguments = parse(sys.argv[1:] if argv is None else argv)
+            run = prepare(arguments, console)
+        except (ValueError, TypeError, OSError) as error:
+            _fail(str(error), error)
+        try:
+            train(run, console, samples=arguments.samples)
+        except FloatingPointError as error:
+            _fail(str(error), error)
+        except OSError as error:
+            _fail(f"{error}\nTo go on:\n  {_resume_command(run.folder)}", error)
+    except KeyboardInterrupt as error:
+        _fail("Interrupted.", error, code=130)
+
+
+def _fail(message: str, error: BaseException, *, code: int = 2) -> NoReturn:
+    Console(stderr=True).print(
+        printable(message), style="red", markup=False, highlight=False, soft_wrap=True
+    )
+    raise SystemExit(code) from error
 
 
 if __name__ == "__main__":

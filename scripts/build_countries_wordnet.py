@@ -8,6 +8,9 @@ Inputs, each checked against its recorded SHA-256:
 - ``apt-get download wordnet-base`` (WordNet 3.0, Debian package 1:3.0-37), unpacked with
   ``dpkg -x``: the facts on nouns.
 
+No name is in two splits, not even as a country here and a noun there: validation and test
+dialogues with such a name are rendered, but left out of the file.
+
 Run: ``python scripts/build_countries_wordnet.py --countryinfo WHEEL --babel WHEEL --wordnet
 DATA_NOUN --output llm_envs/datasets/embedded/countries_wordnet``
 """
@@ -232,17 +235,39 @@ def records(entities: list[Entity]) -> Iterator[dict[str, Any]]:
                 }
 
 
+def without_shared_names(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out every dialogue with a name, of either domain, that an earlier split has too.
+
+    Training dialogues all stay; validation gives way to training, and test to both. Case does not
+    count. A unit stays or goes as a whole. Leaving dialogues out after all are rendered, instead
+    of things before, keeps what the random numbers make of the others.
+    """
+
+    def names(row: dict[str, Any]) -> set[str]:
+        return set(row["unit"].partition("/")[2].casefold().split("+"))
+
+    taken: set[str] = set()
+    kept: set[str] = set()
+    for split in SPLITS:
+        new = [r for r in rows if r["split"] == split and taken.isdisjoint(names(r))]
+        taken.update(*map(names, new))
+        kept.update(r["id"] for r in new)
+    return [r for r in rows if r["id"] in kept]
+
+
 def main(arguments: Arguments) -> None:
     """Check the inputs, build, write, and say what came out."""
     verify(arguments.countryinfo, COUNTRYINFO_SHA256, "countryinfo 1.0.1, wheel from PyPI")
     verify(arguments.babel, BABEL_SHA256, "babel 2.18.0, wheel from PyPI")
     verify(arguments.wordnet, WORDNET_SHA256, "data.noun of WordNet 3.0 (Debian wordnet-base)")
     entities = countries(arguments.countryinfo, arguments.babel) + nouns(arguments.wordnet)
-    rows = list(records(entities))
+    rendered = list(records(entities))
+    rows = without_shared_names(rendered)
     lines = (json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows)
     write_gzip(arguments.output / "data.jsonl.gz", ("\n".join(lines) + "\n").encode())
     print("entities:", dict(Counter(e.domain for e in entities)))
     print("dialogues:", dict(Counter(r["split"] for r in rows)))
+    print("left out:", len(rendered) - len(rows))
     print("units:", dict(Counter(s for s, _ in {(r["split"], r["unit"]) for r in rows})))
 
 

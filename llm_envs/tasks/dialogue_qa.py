@@ -23,9 +23,9 @@ class DialogueQA(WritingTask[Dialogue]):
     ## Description
     The user shows a passage of facts and asks about it, turn by turn. Later questions lean on
     earlier ones ("And its currency?"), and some ask for what the passage does not say; then the
-    only right answer is "unknown". Entities and wordings of validation and test questions never
-    occur in training questions (but for names that a country shares with a noun: of 430 names in
-    test questions, 7 also name a noun in training, about which other facts are told).
+    only right answer is "unknown". In the embedded set, validation and test dialogues are about
+    things of other names than those of training dialogues, and their questions are worded in
+    other ways.
 
     ## Action Space
     ``Text``: the answer, of at most 2**20 characters.
