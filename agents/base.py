@@ -125,6 +125,12 @@ class Agent(ABC, Generic[ConfigT]):
             raise ValueError(f"seed is {seed}; it cannot be negative.")
         self.env_id = env
         self.env_kwargs = dict(env_kwargs or {})
+        if self.env_kwargs.get("split", "train") not in ("train", "all"):
+            raise ValueError(
+                f"The environment's split is {self.env_kwargs['split']!r}, and what is trained on "
+                "can no longer be scored honestly. Leave it out: training uses 'train' (or 'all', "
+                "for data of your own)."
+            )
         self.seed = seed
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)

@@ -120,16 +120,17 @@ def evaluate(
     env_kwargs: dict[str, Any] | None = None,
     batch: int = 128,
 ) -> Evaluation:
-    """Play every example of a split once (or ``episodes`` evenly spaced ones).
+    """Play every example of a split, or ``episodes`` evenly spaced ones.
 
-    Chance within an episode comes from a seed of its own that depends on the example alone: every
-    policy meets the same episodes.
+    Each is played as often as its task says (``episodes_per_example``). Chance within an episode
+    comes from a seed of its own that depends on the example and the count alone: every policy
+    meets the same episodes.
 
     Args:
         begin: Returns a new player for each batch.
         env_id: Id of the environment.
         split: The split; there is no default, for nobody should test by accident.
-        episodes: How many; ``None`` for all.
+        episodes: How many; ``None`` for all. The first time of each example comes first.
         env_kwargs: Further arguments of the environment.
         batch: Episodes played side by side.
 
@@ -140,23 +141,26 @@ def evaluate(
         raise ValueError(f"episodes is {episodes} and batch is {batch}; give 1 or more.")
     arguments = {"split": split, **(env_kwargs or {})}
     probe = gym.make_vec(env_id, num_envs=1, **arguments)
-    total = len(probe.unwrapped.task.examples)  # type: ignore[attr-defined]
-    wanted = np.arange(total)
-    if episodes is not None and episodes < total:
-        wanted = np.linspace(0, total - 1, episodes).astype(int)
+    task = probe.unwrapped.task  # type: ignore[attr-defined]
+    total = len(task.examples)
+    wanted = np.arange(total * task.episodes_per_example)  # i is the example i % total
+    if episodes is not None and episodes < len(wanted):
+        last = (total if episodes <= total else len(wanted)) - 1
+        wanted = np.linspace(0, last, episodes).astype(int)
     played: list[tuple[int, list[Step]]] = []
     for start in range(0, len(wanted), batch):
-        chosen = [int(i) for i in wanted[start : start + batch]]
+        numbers = [int(i) for i in wanted[start : start + batch]]
+        chosen = [i % total for i in numbers]
         envs = gym.make_vec(env_id, num_envs=len(chosen), **arguments)
         player = begin()
-        seeds = [int(np.random.SeedSequence((20_160_515, i)).generate_state(1)[0]) for i in chosen]
+        seeds = [int(np.random.SeedSequence((20_160_515, i)).generate_state(1)[0]) for i in numbers]
         steps = play(player, envs, seeds=seeds, options={"example": chosen}, look=True)
         probabilities = getattr(player, "chosen_from", {})
         for row, index in enumerate(chosen):
             mine = [s for s in steps if s.row == row]
             played.append((index, [_with_expected(s, probabilities) for s in mine]))
         envs.close()
-    examples = probe.unwrapped.task.examples  # type: ignore[attr-defined]
+    examples = task.examples
     probe.close()
     parts = [_parts(steps) for _, steps in played]
     names = dict.fromkeys(name for found in parts for name in found)

@@ -501,13 +501,12 @@ def _bounds(e: Evaluation) -> str:
 
 
 def _show_samples(before: Evaluation, after: Evaluation, console: Console, count: int) -> None:
-    ids = list(dict.fromkeys(before.ids))
-    for chosen in ids[:: max(1, len(ids) // max(1, count))][:count]:
-        console.print(f"\n[bold]{escape(chosen)}[/]")
-        pairs = zip(before.transcripts, after.transcripts, strict=True)
-        for old, new in pairs:
-            if old["example_id"] != chosen:
-                continue
+    pairs = list(zip(before.transcripts, after.transcripts, strict=True))
+    starts = [i for i, (old, _) in enumerate(pairs) if old["turn"] == 0]
+    ends = [*starts[1:], len(pairs)]
+    for k in range(0, len(starts), max(1, len(starts) // max(1, count)))[:count]:
+        console.print(f"\n[bold]{escape(pairs[starts[k]][0]['example_id'])}[/]")
+        for old, new in pairs[starts[k] : ends[k]]:
             question = printable(new["question"])
             console.print(f"  [cyan]user[/]   {escape(question)}", highlight=False)
             for label, shown in (("before", old), ("after ", new)):

@@ -90,6 +90,8 @@ class Task(ABC, Generic[ExampleT]):
     examples: Sequence[ExampleT]
     observation_space: gym.Space[Any]
     action_space: gym.Space[Any]
+    episodes_per_example: int = 1
+    """How often an evaluation plays each example: more where chance decides much of an episode."""
     recipe: tuple[str | type[Task[Any]], dict[str, Any]] | None = None
     """The class and arguments it was made from: what a pickle of it holds."""
 

@@ -288,6 +288,7 @@ class RecommendationClicks(ChoosingTask[Viewer]):
     * v0: initial version.
     """
 
+    episodes_per_example = 5  # a session shows 20 of the films that a user rated, 149 on average
     approval = f"\nUser: {describe_reply(True)}"
 
     def __init__(

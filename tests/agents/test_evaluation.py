@@ -19,6 +19,7 @@ from scipy.stats import bootstrap
 from agents.evaluation import Evaluation, evaluate, interval
 from agents.rollout import collect, play
 from llm_envs.core.task import Outcome, WritingTask
+from llm_envs.tasks.recommendation_clicks import RecommendationClicks
 
 # --- intervals --------------------------------------------------------------------------------
 
@@ -214,6 +215,34 @@ def test_some_episodes_are_spaced_evenly(doubling: str) -> None:
     for wrong in ({"episodes": 0}, {"batch": 0}):
         with pytest.raises(ValueError, match="give 1 or more"):
             evaluate(lambda: Scripted(double), doubling, split="test", **wrong)
+
+
+def test_examples_of_chance_are_played_several_times(
+    doubling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = evaluate(lambda: Scripted(double), doubling, split="test")
+    monkeypatch.setattr(Doubling, "episodes_per_example", 3)
+    found = evaluate(lambda: Scripted(double), doubling, split="test", batch=7)
+    assert found.ids == once.ids * 3
+    assert found.units == once.units * 3
+    few = evaluate(lambda: Scripted(double), doubling, split="test", episodes=4)
+    assert len(set(few.ids)) == 4
+    many = evaluate(lambda: Scripted(double), doubling, split="test", episodes=12)
+    assert len(many.ids) == 12
+
+
+def test_sessions_with_one_user_differ() -> None:
+    seen: list[Scripted] = []
+
+    def begin() -> Scripted:
+        seen.append(Scripted(lambda observation, turn: 0))
+        return seen[-1]
+
+    found = evaluate(begin, "RecommendationClicks-v0", split="validation")
+    users = len(found.ids) // RecommendationClicks.episodes_per_example
+    assert found.ids == found.ids[:users] * RecommendationClicks.episodes_per_example
+    offered = [o["candidates"] for s in seen for _, turn, o in s.seen if turn == 0]
+    assert len(set(offered)) == len(found.ids)
 
 
 def test_env_kwargs_reach_the_environment(doubling: str) -> None:

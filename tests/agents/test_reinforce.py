@@ -502,6 +502,7 @@ def test_predict_chooses(tmp_path: Path) -> None:
         ({"learning_rate": -1.0}, "learning_rate is -1.0"),
         ({"temperature": 0.0}, "temperature is 0.0.*chance"),
         ({"max_new_tokens": CONTEXT}, "leaves no room"),
+        ({"env_kwargs": {"split": "test"}}, "split is 'test'"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(settings: dict[str, Any], named: str) -> None:

@@ -704,7 +704,6 @@ def test_help_shows_the_settings_of_the_environment(capsys: pytest.CaptureFixtur
     assert "(default: 40)" not in shown_help(capsys)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("env", sorted(train.PRESETS))
 def test_presets_suit_their_environment(tmp_path: Path, env: str) -> None:
     train.main(
