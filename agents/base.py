@@ -30,6 +30,7 @@ from agents.tracking import Tracker
 from llm_envs.datasets.splits import Split
 
 Policy = CausalLMPolicy | CandidatePolicy
+POLICIES: dict[str, type[Policy]] = {p.family: p for p in (CausalLMPolicy, CandidatePolicy)}
 
 
 @dataclass(frozen=True)
@@ -174,8 +175,7 @@ class Agent(ABC, Generic[ConfigT]):
 
     def _load_policy(self, name: str, device: str) -> Policy:
         if isinstance(self.envs.single_action_space, gym.spaces.Discrete):
-            reply = self.envs.unwrapped.task.approval
-            return CandidatePolicy.from_pretrained(name, reply=reply, device=device)
+            return CandidatePolicy.from_pretrained(name, relative=True, device=device)
         return CausalLMPolicy.from_pretrained(name, device=device)
 
     def _rule(self, policy: Policy) -> None:
@@ -356,6 +356,7 @@ class Agent(ABC, Generic[ConfigT]):
             "env": self.env_id,
             "env_kwargs": self.env_kwargs,
             "policy": self.policy_name,
+            "family": self.policy.family,
             "seed": self.seed,
             "config": dataclasses.asdict(self.config),
             "iteration": self.iteration,
@@ -386,17 +387,17 @@ class Agent(ABC, Generic[ConfigT]):
                 f"The checkpoint {folder} was written by the agent {state['agent']!r} and cannot "
                 f"be loaded as {cls.name!r}."
             )
+        load_policy = POLICIES[state["family"]].from_pretrained
         agent = cls(
-            folder / "policy",
+            load_policy(folder / "policy", device=device),
             state["env"],
             config=cls.config_class(**state["config"]),  # type: ignore[arg-type]
             seed=state["seed"],
             env_kwargs=state["env_kwargs"],
-            device=device,
         )
         agent.policy_name = state["policy"]
         if agent.reference is not None:
-            agent.reference = frozen_copy(agent._load_policy(str(folder / "reference"), device))
+            agent.reference = frozen_copy(load_policy(folder / "reference", device=device))
         agent.iteration, agent.env_steps = state["iteration"], state["env_steps"]
         agent.best_score = state["best_score"]
         agent.load_extra_state(state["extra"])

@@ -135,7 +135,7 @@ def encode(segments: list[Segment], tokenizer: PreTrainedTokenizerFast) -> Encod
     weights: list[float] = []
     pointers: list[tuple[int, int]] = []
     found = tokenizer([s.text for s in segments], add_special_tokens=False)["input_ids"]
-    passage = found[0]
+    passage, before = found[0], ""
     for segment, tokens in zip(segments, found, strict=True):
         if segment.kind == "value":
             width = len(tokens)
@@ -145,6 +145,9 @@ def encode(segments: list[Segment], tokenizer: PreTrainedTokenizerFast) -> Encod
         written = [*tokens, tokenizer.eos_token_id] if segment.ends else tokens
         ids += written
         weights += [WEIGHTS[segment.kind]] * len(written)
+        if segment.kind in ("manner", "value") and before == "environment":
+            weights[-len(written)] = 1.0  # or bare values would be overheard most
+        before = segment.kind
     kept = [p for p in pointers if p[0] < LONGEST - 1]
     return Encoded(
         torch.tensor(ids[:LONGEST]),
@@ -333,7 +336,7 @@ def main(a: Arguments) -> None:
     unseen = Talk(load_dialogues(split="validation").records)
     shown_once = [unseen.retell(d, random.Random(i)) for i, d in enumerate(unseen.dialogues)]
     watched = [pad_together([encode(s, tokenizer)]) for s in shown_once]
-    smooth, saved_at = 0.0, spent
+    smooth, saved_at = math.nan, spent
     while spent < a.minutes * 60:
         began = time.perf_counter()
         # Flat, then linear to zero over the last 40 % of the time; warm-up counts steps.
@@ -354,7 +357,7 @@ def main(a: Arguments) -> None:
             optimizer.zero_grad()
         step, tokens = step + 1, tokens + batch.ids.numel()
         spent += time.perf_counter() - began
-        smooth = loss.item() if step == 1 else 0.98 * smooth + 0.02 * loss.item()
+        smooth = loss.item() if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss.item()
         if step % 25 == 0:
             row = {
                 "step": step,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +25,8 @@ from agents.policies.models import (
 )
 from agents.sampling import at_least_float32, draw
 
+REPLY_FILE = "reply.json"
+
 Question = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]
 """Token ids of a prompt, and of each candidate."""
 
@@ -38,6 +42,7 @@ class Decision:
         candidates: Token ids of each candidate.
         action: Index of the chosen candidate.
         log_prob: Its log-probability when it was sampled.
+        base: What the base model says of each candidate; empty without one.
     """
 
     row: int
@@ -46,6 +51,7 @@ class Decision:
     candidates: tuple[tuple[int, ...], ...]
     action: int
     log_prob: float
+    base: tuple[float, ...] = ()
 
     @property
     def question(self) -> Question:
@@ -69,11 +75,15 @@ class Decision:
 class CandidatePolicy:
     """Chooses among texts by what a causal language model thinks of each.
 
-    The logit of a candidate is read off the model in one of two ways:
+    The logit of a candidate is read off the model in one of three ways:
 
     - with ``reply``, log p(reply | prompt, candidate): how likely the model thinks it that the
       user answers this candidate with that reply ("I liked it.");
-    - without, the mean log-probability of the candidate's own tokens after the prompt.
+    - with a ``base``, log p(candidate | prompt) - log p_base(candidate | prompt): how much likelier
+      than a model that never changes. The model that training begins with as the base makes the
+      first policy uniform, and what is learned shows in every token of a text: the implicit
+      reward of Rafailov et al. (2023), "Direct Preference Optimization", eq. 5;
+    - without either, the mean log-probability of the candidate's own tokens after the prompt.
 
     All k candidates are read in one row: the prompt once, then the candidates beside each other,
     each seeing the prompt and itself only and taking the positions that follow the prompt. The
@@ -83,6 +93,7 @@ class CandidatePolicy:
         model: A causal language model of ``transformers``.
         tokenizer: Its tokenizer.
         reply: What the user would say to a good candidate.
+        base: A causal language model with the same tokenizer.
         temperature: Divides the logits when sampling; 0 takes the best candidate.
         seed: Seed of the sampling.
         micro_batch_tokens: Most tokens, padding included, in one forward pass.
@@ -96,10 +107,13 @@ class CandidatePolicy:
         tokenizer: Any,
         *,
         reply: str | None = None,
+        base: Any = None,
         temperature: float = 1.0,
         seed: int = 0,
         micro_batch_tokens: int = 8192,
     ) -> None:
+        if reply and base is not None:
+            raise ValueError("A reply and a base are two ways of scoring; give one of them.")
         if temperature < 0:
             raise ValueError(f"temperature is {temperature}; use 0 (the best candidate) or more.")
         self.model = model
@@ -107,8 +121,11 @@ class CandidatePolicy:
         self.temperature = temperature
         self.generator = torch.Generator().manual_seed(seed)
         self.micro_batch_tokens = micro_batch_tokens
+        self.reply_text = reply
         self.reply: tuple[int, ...] = tuple(self._encode([reply])[0]) if reply else ()
         self.parts = split_model(model)
+        self.base = None if base is None else base.requires_grad_(False)
+        self.base_parts = None if base is None else split_model(base)
         self.pad: int = tokenizer.pad_token_id or 0
         # Within the shortest window of attention all layers see the same.
         self.context = min(context_length(model), attention_window(model) or 2**31)
@@ -122,10 +139,26 @@ class CandidatePolicy:
         *,
         device: str = "auto",
         dtype: str = "float32",
+        relative: bool = False,
         **arguments: Any,
     ) -> CandidatePolicy:
-        """Load a model: ``"tiny"`` (embedded), a hub id, or a folder."""
+        """Load a model: ``"tiny"`` (embedded), a hub id, or a folder.
+
+        Args:
+            name: What to load. A folder that ``save_pretrained`` wrote tells base and reply too.
+            device: ``"auto"`` or a torch device.
+            dtype: Name of a torch dtype.
+            relative: Whether the model as it is now becomes the base, if the folder has none.
+            **arguments: Arguments of the policy.
+        """
         model, tokenizer = load_model(name, device, dtype)
+        folder = Path(name)
+        if (folder / "base").is_dir():
+            arguments["base"], _ = load_model(folder / "base", device, dtype)
+        elif relative:
+            arguments["base"] = copy.deepcopy(model)
+        if (folder / REPLY_FILE).exists():
+            arguments.setdefault("reply", json.loads((folder / REPLY_FILE).read_text()))
         return cls(model, tokenizer, **arguments)
 
     @property
@@ -171,27 +204,57 @@ class CandidatePolicy:
     ) -> Scores:
         """Score every decision, in their order, with gradients; see :class:`Scores`."""
         questions = [d.question for d in decisions]
-        logits = self.candidate_logits(questions)
+        base = [d.base for d in decisions]
+        logits = self.candidate_logits(questions, base)
         log_dist = (logits / (self.temperature or 1.0)).log_softmax(-1)
         actions = torch.tensor([d.action for d in decisions], dtype=torch.long)
         log_probs = log_dist.gather(1, actions[:, None].to(log_dist.device))[:, 0]
         kls = None
         if reference is not None:
             with torch.no_grad():
-                ref = reference.candidate_logits(questions).log_softmax(-1)
+                ref = reference.candidate_logits(questions, base).log_softmax(-1)
             kls = kl_divergence(logits.log_softmax(-1), ref)
         return Scores(log_probs, entropy(log_dist), kls)
 
-    def candidate_logits(self, questions: Sequence[Question]) -> Tensor:
+    def candidate_logits(
+        self, questions: Sequence[Question], base: Sequence[Sequence[float]] | None = None
+    ) -> Tensor:
         """Return the logit of every candidate, (questions, most candidates); -inf where none is.
 
         Args:
             questions: (prompt ids, ids of each candidate), each with one candidate or more.
+            base: What ``base_log_likelihoods`` said of each, if it has been asked before.
+        """
+        if self.base is None:
+            return self._likelihoods(self.model, self.parts, questions, mean=not self.reply)
+        found = self._likelihoods(self.model, self.parts, questions)
+        said = base if base and all(base) else self.base_log_likelihoods(questions)
+        table = [[*row, *[0.0] * (found.shape[1] - len(row))] for row in said]
+        return found - torch.tensor(table, dtype=found.dtype).view(found.shape).to(found.device)
+
+    @torch.no_grad()
+    def base_log_likelihoods(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:
+        """Return the log-likelihood of every candidate under the base; nothing without one."""
+        if self.base is None:
+            return [()] * len(questions)
+        table = self._likelihoods(self.base, self.base_parts, questions).tolist()
+        return [tuple(row[: len(texts)]) for row, (_, texts) in zip(table, questions, strict=True)]
+
+    def _likelihoods(
+        self, model: Any, parts: Any, questions: Sequence[Question], *, mean: bool = False
+    ) -> Tensor:
+        """Return the log-likelihood of every candidate or of the reply to it; -inf where none is.
+
+        Args:
+            model: Reads the questions.
+            parts: What ``split_model`` says of it.
+            questions: As in ``candidate_logits``.
+            mean: Divide by the number of tokens.
         """
         # The copies of a question, as a group has them, are read once.
         unique = {question: i for i, question in enumerate(dict.fromkeys(questions))}
         rows = [self._lay_out(*question) for question in unique]
-        device, dtype = self.device, self.model.dtype
+        device, dtype = self.device, model.dtype
         ids, positions = pad_right([r.ids for r in rows], self.pad), [r.positions for r in rows]
         width = ids.shape[1]
         # Branch 0 is the prompt; a token sees the prompt and its own branch, as far as itself.
@@ -201,25 +264,23 @@ class CandidatePolicy:
         mask = torch.zeros(seen.shape, dtype=dtype, device=device)
         sources = [s + i * width for i, r in enumerate(rows) for s in r.sources]
         logits = logits_at(
-            self.model,
-            self.parts,
+            model,
+            parts,
             torch.tensor(sources, dtype=torch.long, device=device),
             input_ids=ids.to(device),
             attention_mask=mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None],
             position_ids=pad_right(positions, 0).to(device),
         )
         targets = torch.tensor([t for r in rows for t in r.targets], dtype=torch.long)
-        log_probs = (
-            at_least_float32(logits).log_softmax(-1).gather(1, targets[:, None].to(device))[:, 0]
-        )
+        log_dists = at_least_float32(logits).log_softmax(-1)
+        log_probs = log_dists.gather(1, targets[:, None].to(device))[:, 0]
         most = max((len(candidates) for _, candidates in unique), default=1)
         owners = [o + i * most for i, r in enumerate(rows) for o in r.owners]
         place = torch.tensor(owners, dtype=torch.long, device=device)
         zeros = log_probs.new_zeros(len(rows) * most)
         sums = zeros.index_add(0, place, log_probs)
         counts = zeros.index_add(0, place, torch.ones_like(log_probs))
-        # A reply is the same for every candidate; texts of their own are compared by the mean.
-        found = sums if self.reply else sums / counts.clamp_min(1)
+        found = sums / counts.clamp_min(1) if mean else sums
         table = found.masked_fill(counts == 0, -torch.inf).view(len(rows), most)
         return table[torch.tensor([unique[q] for q in questions], dtype=torch.long, device=device)]
 
@@ -241,6 +302,11 @@ class CandidatePolicy:
         """Write model (safetensors) and tokenizer; ``from_pretrained`` reads them."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        if self.reply_text:
+            (Path(folder) / REPLY_FILE).write_text(json.dumps(self.reply_text))
+        if self.base is not None:
+            self.base.save_pretrained(Path(folder) / "base")
+            self.tokenizer.save_pretrained(Path(folder) / "base")
 
 
 @dataclass(slots=True)
@@ -296,12 +362,15 @@ class Choices:
         decided = list(asked)
         for group in policy.micro_batches(asked):
             questions = [asked[i].question for i in group]
-            logits = policy.candidate_logits(questions)
+            base = policy.base_log_likelihoods(questions)
+            logits = policy.candidate_logits(questions, base)
             policy.read_tokens += sum(len(p) + sum(map(len, c)) for p, c in set(questions))
             log_dist = (logits / temperature).log_softmax(-1).cpu()
             drawn = log_dist.argmax(-1) if uniforms is None else draw(log_dist, uniforms[group])
-            for i, action, dist in zip(group, drawn.tolist(), log_dist, strict=True):
-                decided[i] = replace(asked[i], action=action, log_prob=float(dist[action]))
+            for i, action, dist, said in zip(group, drawn.tolist(), log_dist, base, strict=True):
+                decided[i] = replace(
+                    asked[i], action=action, log_prob=float(dist[action]), base=said
+                )
                 chances = dist.exp()[: len(asked[i].candidates)]
                 self.chosen_from[asked[i].row, turn] = chances
         self.sequences += decided

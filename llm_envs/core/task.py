@@ -224,10 +224,6 @@ class ChoosingTask(Task[ExampleT]):
         features: The number f of numeric features a candidate; each lies in [0, 1].
     """
 
-    approval: str | None = None
-    """What follows a candidate in the prompt if the user likes it, as far as it tells so: how
-    likely a language model thinks it is one way of scoring the candidate."""
-
     def __init__(self, choices: int, features: int) -> None:
         self.action_space = gym.spaces.Discrete(choices)
         text = Text(MAX_OBSERVATION_LENGTH)

@@ -289,7 +289,6 @@ class RecommendationClicks(ChoosingTask[Viewer]):
     """
 
     episodes_per_example = 5  # a session shows 20 of the films that a user rated, 149 on average
-    approval = f"\nUser: {describe_reply(True)}"
 
     def __init__(
         self,

@@ -712,6 +712,9 @@ def test_a_saved_policy_is_loaded_again_and_says_the_same(tmp_path: Path, tokeni
     assert torch.equal(again.score(RAGGED).log_probs, policy.score(RAGGED).log_probs)
     choosing = CandidatePolicy.from_pretrained(tmp_path, device="cpu", reply="Lima")
     assert choosing.reply == tuple(tokenizer("Lima")["input_ids"])
+    choosing.save_pretrained(tmp_path / "choosing")
+    again = CandidatePolicy.from_pretrained(tmp_path / "choosing", device="cpu")
+    assert again.reply == choosing.reply
 
 
 def test_what_cannot_be_loaded_is_refused_with_a_cure(tmp_path: Path, tokenizer: Any) -> None:
@@ -733,10 +736,16 @@ CANDIDATES = (" Lima.", " Its capital is Lima, then.", " ñ", " What?", " Lima."
 OTHERS = (("User: It?", (" Lima", " is")), ("User: " + "capital " * 9, (" it", " Lima it", " W")))
 
 
-def make_chooser(family: str, tokenizer: Any, **arguments: Any) -> CandidatePolicy:
+def make_chooser(
+    family: str, tokenizer: Any, *, scoring: str = "mean", **arguments: Any
+) -> CandidatePolicy:
     # The candidates' lengths differ, so a preference for the end of sequence would hide much.
-    model = make_model(family, len(tokenizer), end_bias=0.0, dropout=0.5).train()
-    return CandidatePolicy(model, tokenizer, **arguments)
+    model, other = (
+        make_model(family, len(tokenizer), end_bias=0.0, dropout=0.5, seed=s).train()
+        for s in (0, 1)
+    )
+    ways = {"mean": {}, "reply": {"reply": "\nUser: That is it."}, "base": {"base": other}}
+    return CandidatePolicy(model, tokenizer, **ways[scoring], **arguments)
 
 
 def naive_candidate_logits(policy: CandidatePolicy, prompt: str, texts: Sequence[str]) -> Tensor:
@@ -746,23 +755,31 @@ def naive_candidate_logits(policy: CandidatePolicy, prompt: str, texts: Sequence
         head, tail = (policy.tokenizer(t)["input_ids"] for t in (prompt, text))
         read = [*head, *tail] if policy.reply else head
         judged = list(policy.reply) or tail
-        ids = [*read, *judged]
-        with eval_mode(policy.model):
-            logits = policy.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
-        log_probs = logits.log_softmax(-1)[range(len(read) - 1, len(ids) - 1), judged]
-        found.append(log_probs.sum() if policy.reply else log_probs.mean())
+        log_probs = _continued(policy.model, read, judged)
+        if policy.base is not None:
+            log_probs = log_probs - _continued(policy.base, read, judged)
+        found.append(log_probs.sum() if policy.reply or policy.base else log_probs.mean())
     return torch.stack(found)
+
+
+def _continued(model: Any, read: list[int], judged: list[int]) -> Tensor:
+    """Log-probabilities of the tokens that follow."""
+    ids = [*read, *judged]
+    with eval_mode(model):
+        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+    log_probs: Tensor = logits.log_softmax(-1)[range(len(read) - 1, len(ids) - 1), judged]
+    return log_probs
 
 
 def ask(policy: CandidatePolicy, prompt: str, texts: Sequence[str], action: int = 0) -> Decision:
     return Decision(0, 0, *policy.encode(prompt, texts), action, 0.0)
 
 
-@pytest.mark.parametrize("reply", [None, "\nUser: That is it."])
+@pytest.mark.parametrize("scoring", ["mean", "reply", "base"])
 def test_p29_logits_are_those_of_each_candidate_alone(
-    family: str, tokenizer: Any, reply: str | None
+    family: str, tokenizer: Any, scoring: str
 ) -> None:
-    policy = make_chooser(family, tokenizer, reply=reply)
+    policy = make_chooser(family, tokenizer, scoring=scoring)
     expected = naive_candidate_logits(policy, PROMPT, CANDIDATES)
     question = policy.encode(PROMPT, CANDIDATES)
     others = [policy.encode(*other) for other in OTHERS]
@@ -785,13 +802,13 @@ def test_p29_logits_are_those_of_each_candidate_alone(
         assert torch.allclose(policy.candidate_logits([shuffled])[0], expected[order], atol=1e-5)
 
 
-@pytest.mark.parametrize("reply", [None, "\nUser: That is it."])
+@pytest.mark.parametrize("scoring", ["mean", "reply", "base"])
 @pytest.mark.parametrize("micro_batch_tokens", [1, 150, 10_000])
 def test_p29_p17_chunks_and_padding_change_no_choice(
-    tokenizer: Any, reply: str | None, micro_batch_tokens: int
+    tokenizer: Any, scoring: str, micro_batch_tokens: int
 ) -> None:
     policy = make_chooser(
-        "gpt2", tokenizer, reply=reply, temperature=0.7, micro_batch_tokens=micro_batch_tokens
+        "gpt2", tokenizer, scoring=scoring, temperature=0.7, micro_batch_tokens=micro_batch_tokens
     )
     asked = [(PROMPT, CANDIDATES), *OTHERS, (PROMPT, CANDIDATES)]
     observations = {
@@ -814,7 +831,7 @@ def test_p29_p17_chunks_and_padding_change_no_choice(
     groups = policy.micro_batches(player.sequences)
     assert sorted(itertools.chain(*groups)) == list(range(12))
     # One number a row decides, so the choices are those of any other chunking.
-    other = make_chooser("gpt2", tokenizer, reply=reply, temperature=0.7, micro_batch_tokens=77)
+    other = make_chooser("gpt2", tokenizer, scoring=scoring, temperature=0.7, micro_batch_tokens=77)
     assert other.begin().act(observations, 0) == actions
 
 
@@ -839,8 +856,11 @@ def test_p18_choices_are_scored_without_dropout(tokenizer: Any) -> None:
     assert all(m.training for m in policy.model.modules())
 
 
-def test_p15_no_decision_gives_a_finite_zero_loss(family: str, tokenizer: Any) -> None:
-    policy = make_chooser(family, tokenizer)
+@pytest.mark.parametrize("scoring", ["mean", "base"])
+def test_p15_no_decision_gives_a_finite_zero_loss(
+    family: str, tokenizer: Any, scoring: str
+) -> None:
+    policy = make_chooser(family, tokenizer, scoring=scoring)
     scores = policy.score([], frozen_copy(policy))
     assert scores.kls is not None
     assert len(scores.log_probs) == len(scores.entropies) == len(scores.kls) == 0
@@ -877,6 +897,41 @@ def test_p20_choices_follow_the_softmax(tokenizer: Any) -> None:
     counts = torch.tensor(list(actions.values())).bincount(minlength=6)
     logits = naive_candidate_logits(policy, PROMPT, CANDIDATES).detach().double() / 0.8
     assert chisquare(counts.numpy(), 10_000 * logits.softmax(-1).numpy()).pvalue > 1e-4
+
+
+def test_relative_to_itself_a_model_begins_uniform_and_its_base_stays(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    make_chooser("llama", tokenizer).save_pretrained(tmp_path / "model")
+    policy = CandidatePolicy.from_pretrained(tmp_path / "model", device="cpu", relative=True)
+    question = policy.encode(PROMPT, CANDIDATES)
+    assert policy.candidate_logits([question]).abs().max() < 1e-5
+    before = policy.base_log_likelihoods([question])
+    perturb(policy.model)
+    logits = policy.candidate_logits([question])
+    assert logits.std() > 0.1
+    assert policy.base_log_likelihoods([question]) == before
+    gradients(policy.model, logits[0, 0])
+    assert policy.base is not None
+    assert all(p.grad is None for p in policy.base.parameters())
+    policy.save_pretrained(tmp_path / "trained")
+    again = CandidatePolicy.from_pretrained(tmp_path / "trained", device="cpu", relative=True)
+    assert torch.equal(again.candidate_logits([question]), logits)
+
+
+def test_the_base_is_not_read_again_in_updates(tokenizer: Any) -> None:
+    policy = make_chooser("llama", tokenizer, scoring="base")
+    player = policy.begin()
+    player.act({0: {"prompt": PROMPT, "candidates": CANDIDATES}}, 0)
+    assert policy.base is not None
+    policy.base.register_forward_pre_hook(lambda *_: pytest.fail("it was read"))
+    policy.score(player.sequences)
+
+
+def test_two_ways_of_scoring_are_refused(tokenizer: Any) -> None:
+    policy = make_chooser("llama", tokenizer)
+    with pytest.raises(ValueError, match="give one of them"):
+        CandidatePolicy(policy.model, tokenizer, reply="Yes.", base=policy.model)
 
 
 def test_the_best_candidate_is_taken_without_chance(tokenizer: Any) -> None:
