@@ -42,8 +42,9 @@ AGENTS: dict[str, type[Agent[Any]]] = {"reinforce": Reinforce}
 
 # Settings that suit an environment better than the general defaults; the command line overrules.
 PRESETS: dict[str, dict[str, Any]] = {
-    "Summarization-v0": {"max_new_tokens": 40},
-    "RecommendationClicks-v0": {"prompts": 16, "group_size": 4},
+    "DialogueQA-v0": {"learning_rate": 6e-4},
+    "Summarization-v0": {"learning_rate": 3e-4, "max_new_tokens": 40},
+    "RecommendationClicks-v0": {"prompts": 8, "group_size": 4},
 }
 
 
@@ -59,7 +60,7 @@ class Arguments(Generic[ConfigT]):
     """Agent; its own settings are listed below."""
     policy: str = "tiny"
     """Language model: "tiny" (embedded), a folder, or a hub id."""
-    steps: int = 30_000
+    steps: int = 12_000
     """Environment steps (answers given) to train for, in all."""
     seed: int = 0
     """Seed of everything."""

@@ -303,6 +303,7 @@ def main(a: Arguments) -> None:
     count = sum(p.numel() for p in model.parameters())
     console.print(f"{count:,} parameters, {len(tokenizer)} tokens, {len(shown)} films")
     optims = optimizers(model, a)
+    base = [g["lr"] for o in optims for g in o.param_groups]  # a checkpoint holds decayed ones
     spent, tokens, step = 0.0, 0, 0
     checkpoint = a.work / "checkpoint.pt"
     if checkpoint.exists():
@@ -330,7 +331,6 @@ def main(a: Arguments) -> None:
         torch.save(state, temporary)
         os.replace(temporary, checkpoint)
 
-    base = [g["lr"] for o in optims for g in o.param_groups]
     rng = random.Random(f"{a.seed}/{step}")
     stream = batches(samplers, tokenizer, a.batch_tokens, rng)
     unseen = Talk(load_dialogues(split="validation").records)

@@ -38,21 +38,21 @@ class Segment:
 
 
 # How people answer questions: mostly in sentences. The reward will want the bare answer, and
-# nothing here says so; the bare form is only one habit among others.
+# nothing here says so; the bare form is a rare habit among others.
 ANSWER_STYLES: tuple[tuple[float, str], ...] = (
-    (0.14, " {a}"),
-    (0.26, " It is {a}."),
-    (0.16, " I think it is {a}."),
-    (0.16, " The answer is {a}."),
-    (0.14, " That would be {a}, I think."),
+    (0.04, " {a}"),
+    (0.30, " It is {a}."),
+    (0.18, " I think it is {a}."),
+    (0.18, " The answer is {a}."),
+    (0.16, " That would be {a}, I think."),
     (0.09, " Let me see, it is {a}."),
     (0.05, " I am not sure about that."),
 )
 SLIPS = 0.15  # share of the answers that are wrong: conversations go on after them too
 SUMMARY_STYLES: tuple[tuple[float, str], ...] = (
-    (0.26, " {a}"),
-    (0.38, " It is about this: {a}."),
-    (0.28, " In short, this text describes {a}, I think."),
+    (0.10, " {a}"),
+    (0.48, " It is about this: {a}."),
+    (0.34, " In short, this text describes {a}, I think."),
     (0.08, " I am not sure about that."),
 )
 LEADS = 0.25  # share of the summaries that are the text's first sentence
