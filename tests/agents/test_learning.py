@@ -1,0 +1,27 @@
+"""What the README promises of learning, run again: minutes each, `scripts/test -m slow`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from agents import train
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("env", "least"),
+    [("DialogueQA-v0", 0.2), ("Summarization-v0", 0.0), ("RecommendationClicks-v0", 0.0)],
+)
+def test_the_embedded_model_learns_by_immediate_reward(
+    tmp_path: Path, env: str, least: float, seed: int
+) -> None:
+    out = tmp_path / "run"
+    arguments = ["--env", env, "--seed", str(seed), "--out", str(out), "--track", "jsonl"]
+    train.main([*arguments, "--report", "validation", "--quiet"])
+    gain = json.loads((out / "result.json").read_text())["gain"]
+    assert gain["score"] >= least
+    assert gain["ci95"][0] > 0
