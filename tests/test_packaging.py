@@ -125,7 +125,7 @@ def test_the_installed_package_works_from_another_folder(installed: Path, tmp_pa
         env={**os.environ, "PYTHONPATH": str(installed), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -152,7 +152,7 @@ def test_the_commands_of_the_installed_package_explain_themselves(
         env={**os.environ, "PYTHONPATH": str(installed)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert "--resume" in done.stdout
@@ -174,7 +174,7 @@ def test_scripts_explain_themselves_before_anything_is_installed(
         env={"PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

@@ -38,7 +38,7 @@ def test_the_example_runs_in_a_fresh_process(tmp_path: Path) -> None:
     code = block("agent.learn")
     assert len(code.strip().splitlines()) <= 20
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("User: ")

@@ -13,15 +13,19 @@ from agents import train
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize(
-    ("env", "least"),
-    [("DialogueQA-v0", 0.2), ("Summarization-v0", 0.0), ("RecommendationClicks-v0", 0.0)],
+    ("env", "steps", "least"),
+    [
+        ("DialogueQA-v0", 12_000, 0.2),
+        ("Summarization-v0", 3_072, 0.0),
+        ("RecommendationClicks-v0", 4_096, 0.0),
+    ],
 )
 def test_the_embedded_model_learns_by_immediate_reward(
-    tmp_path: Path, env: str, least: float, seed: int
+    tmp_path: Path, env: str, steps: int, least: float, seed: int
 ) -> None:
     out = tmp_path / "run"
-    arguments = ["--env", env, "--seed", str(seed), "--out", str(out), "--track", "jsonl"]
-    train.main([*arguments, "--report", "validation", "--quiet"])
+    arguments = f"--env {env} --seed {seed} --steps {steps} --report validation --track jsonl"
+    train.main([*arguments.split(), "--quiet", "--out", str(out)])
     gain = json.loads((out / "result.json").read_text())["gain"]
     assert gain["score"] >= least
     assert gain["ci95"][0] > 0

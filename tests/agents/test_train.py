@@ -140,7 +140,7 @@ def command(*argv: str, script: str = "", **changes: Any) -> subprocess.Complete
     start = ["-c", code] if script else ["-m", "agents.train"]
     return subprocess.run(
         [sys.executable, *start, *argv],
-        **{"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "timeout": 120}
+        **{"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "timeout": 600}
         | changes,
     )
 
