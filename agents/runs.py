@@ -107,7 +107,7 @@ def plot_curve(metrics: Sequence[dict[str, Any]], path: Path, *, title: str) -> 
     axes.plot(steps, scores, "o-", color="#e6550d", label="validation (greedy)")
     axes.set(xlabel="environment steps (answers given)", ylabel="score", ylim=(0, 1), title=title)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="best")
     temporary = path.with_name("new-" + path.name)
     figure.savefig(temporary, dpi=144)
     os.replace(temporary, path)
