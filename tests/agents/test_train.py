@@ -696,7 +696,8 @@ def test_an_environment_brings_its_settings_and_the_command_line_overrules(given
     assert a.env.endswith("Summarization-v0")
     assert a.settings.max_new_tokens == train.PRESETS["Summarization-v0"]["max_new_tokens"]
     assert train.parse([*shlex.split(given), "--max-new-tokens", "7"]).settings.max_new_tokens == 7
-    assert train.parse(["--agent=reinforce"]).settings == ReinforceConfig()
+    defaults = ReinforceConfig(**train.PRESETS["DialogueQA-v0"])
+    assert train.parse(["--agent=reinforce"]).settings == defaults
 
 
 def test_help_shows_the_settings_of_the_environment(capsys: pytest.CaptureFixture[str]) -> None:
