@@ -1,64 +1,37 @@
-"""What every agent shares: collection, logging, evaluation, checkpoints.
+"""What every agent shares: the loop of learning, evaluation, checkpoints.
 
-An agent's own file holds its configuration, its advantage and its update, and nothing else.
+An agent's own file holds its configuration and its update, and nothing else. Agents that train a
+language model have more in common: :mod:`agents.policy_agent`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import gymnasium as gym
 import torch
-from safetensors.torch import load_file, save_file
 
 from agents.evaluation import Evaluation, evaluate
-from agents.policies.candidate import CandidatePolicy
-from agents.policies.causal_lm import CausalLMPolicy
-from agents.policies.models import frozen_copy
-from agents.rollout import Rollout, collect, episode_seeds
-from agents.sampling import SamplingConfig
+from agents.rollout import Player
 from agents.tracking import Tracker
-from llm_envs.datasets.splits import Split
+from llm_envs.datasets.splits import Split, did_you_mean
 
-Policy = CausalLMPolicy | CandidatePolicy
-POLICIES: dict[str, type[Policy]] = {p.family: p for p in (CausalLMPolicy, CandidatePolicy)}
+Family = Literal["writing", "choosing"]
 
 
 @dataclass(frozen=True)
 class AgentConfig:
     """What every agent is configured by."""
 
-    prompts: int = 16
-    """Different episodes in one update."""
-    group_size: int = 8
-    """Times that each of them is played."""
-    learning_rate: float = 1e-4
-    """Of AdamW."""
-    weight_decay: float = 0.0
-    """Of AdamW."""
-    max_grad_norm: float = 1.0
-    """The gradient is scaled down to this norm; 0 leaves it."""
-    temperature: float = 1.0
-    """Of the sampling."""
-    top_k: int = 0
-    """Sample from the k likeliest tokens only; 0 for all. (Writing tasks.)"""
-    top_p: float = 1.0
-    """Sample from the nucleus of this probability only. (Writing tasks.)"""
-    max_new_tokens: int = 24
-    """Length limit of an answer. (Writing tasks.)"""
-    kl_coef: float = 0.0
-    """Weight of the mean KL divergence, token by token, from the initial policy."""
-    micro_batch_tokens: int = 8192
-    """Most tokens in one forward pass of the update; changes speed and memory only."""
     eval_every: int = 10
     """Updates between evaluations on the validation split; 0 for none."""
     eval_episodes: int | None = 128
@@ -68,51 +41,62 @@ class AgentConfig:
     threads: int | None = None
     """Intra-op threads of torch. It changes rounding, so it is part of a run. None leaves it."""
 
+    @property
+    def rows(self) -> int:
+        """Episodes that are played side by side."""
+        return 1
+
     def __post_init__(self) -> None:
-        for name in ("prompts", "group_size", "micro_batch_tokens", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it has to be 1 or more.")
-        for name in ("learning_rate", "weight_decay", "max_grad_norm", "eval_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it cannot be negative.")
-        if not self.temperature > 0:
-            raise ValueError(
-                f"temperature is {self.temperature}; training needs chance, so give more than 0. "
-                "(Evaluation is greedy whatever it is.)"
-            )
+        at_least(self, 1, "checkpoint_every")
+        at_least(self, 0, "eval_every")
         for name, nothing in (("eval_episodes", "all of them"), ("threads", "torch's own choice")):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it has to be 1 or more, or None ({nothing}).")
 
 
+def at_least(config: Any, least: float, *names: str) -> None:
+    """Refuse settings below the least value that makes sense.
+
+    Raises:
+        ValueError: One is.
+    """
+    for name in names:
+        if not getattr(config, name) >= least:
+            bound = "it cannot be negative" if least == 0 else f"it has to be {least} or more"
+            raise ValueError(f"{name} is {getattr(config, name)}; {bound}.")
+
+
 ConfigT = TypeVar("ConfigT", bound=AgentConfig)
 
 
 class Agent(ABC, Generic[ConfigT]):
-    """Trains a policy on an environment.
+    """Plays an environment and learns from it.
 
     Args:
-        policy: ``"tiny"``, a hub id or a folder; or a policy made before, which from now on samples
-            as the agent's configuration and seed say.
-        env: Id of an environment; its action space decides how a policy given by name plays.
+        policy: What plays; ``"none"`` for an agent without a language model.
+        env: Id of an environment.
         config: The agent's configuration; its defaults if left out.
-        seed: Seed of the episodes, the sampling and everything else.
+        seed: Seed of the episodes and everything else.
         env_kwargs: Arguments of the environment (``dataset``, ``max_turns``, …).
-        device: ``"auto"`` or a torch device, for a policy given by name.
+        device: ``"auto"`` or a torch device.
         **settings: Single fields of the configuration, instead of ``config``.
 
     Raises:
-        ValueError: The policy cannot play the environment, or a setting is impossible.
+        ValueError: The agent cannot play the environment, or a setting is impossible.
         TypeError: A setting is unknown.
     """
 
     name: ClassVar[str]
     config_class: ClassVar[type[AgentConfig]]
+    families: ClassVar[tuple[Family, ...]] = ("writing", "choosing")
+    refusal: ClassVar[str] = ""
+    """Why it cannot play the other family."""
+    default_policy: ClassVar[str] = "none"
 
     def __init__(
         self,
-        policy: str | Path | Policy,
+        policy: Any,
         env: str,
         *,
         config: ConfigT | None = None,
@@ -133,28 +117,27 @@ class Agent(ABC, Generic[ConfigT]):
                 "for data of your own)."
             )
         self.seed = seed
+        self.device = device
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
-        self.policy_name = "custom" if isinstance(policy, Policy) else str(policy)
-        count = self.config.prompts * self.config.group_size
-        self.envs: Any = gym.make_vec(env, num_envs=count, **{"split": "train", **self.env_kwargs})
-        self.policy = (
-            policy if isinstance(policy, Policy) else self._load_policy(str(policy), device)
+        self.policy_name = policy if isinstance(policy, str) else "custom"
+        if self.default_policy == "none" and self.policy_name != "none":
+            raise ValueError(
+                f"{self.name} has no language model, and the policy {self.policy_name!r} was "
+                "given. Use 'none'."
+            )
+        self.envs: Any = gym.make_vec(
+            env, num_envs=self.config.rows, **{"split": "train", **self.env_kwargs}
         )
         choosing = isinstance(self.envs.single_action_space, gym.spaces.Discrete)
-        if (self.policy.family == "choosing") != choosing:
+        self.family: Family = "choosing" if choosing else "writing"
+        if self.family not in self.families:
+            from agents.registry import agents_for
+
             raise ValueError(
-                f"{env} is a {'choosing' if choosing else 'writing'} task and "
-                f"{type(self.policy).__name__} is a policy for {self.policy.family}. Use "
-                f"{'CandidatePolicy' if choosing else 'CausalLMPolicy'}."
+                f"{self.name} cannot play {env}, a {self.family} task: {self.refusal} "
+                f"Agents that can: {', '.join(agents_for(self.family))}."
             )
-        self._rule(self.policy)
-        self.reference: Any = frozen_copy(self.policy) if self.config.kl_coef else None
-        self.optimizer = torch.optim.AdamW(
-            self.policy.model.parameters(),
-            lr=self.config.learning_rate,
-            weight_decay=self.config.weight_decay,
-        )
         self.iteration = 0
         self.env_steps = 0
         self.best_score: float | None = None
@@ -164,8 +147,6 @@ class Agent(ABC, Generic[ConfigT]):
         known = {f.name for f in dataclasses.fields(self.config_class)}
         for setting in settings:
             if setting not in known:
-                from llm_envs.datasets.splits import did_you_mean
-
                 raise TypeError(
                     f"{type(self).__name__} has no setting {setting!r}."
                     f"{did_you_mean(setting, known)} It has {', '.join(sorted(known))}."
@@ -173,39 +154,33 @@ class Agent(ABC, Generic[ConfigT]):
         made = config if config is not None else self.config_class()
         return dataclasses.replace(made, **settings)  # type: ignore[return-value]
 
-    def _load_policy(self, name: str, device: str) -> Policy:
-        if isinstance(self.envs.single_action_space, gym.spaces.Discrete):
-            return CandidatePolicy.from_pretrained(name, relative=True, device=device)
-        return CausalLMPolicy.from_pretrained(name, device=device)
-
-    def _rule(self, policy: Policy) -> None:
-        """Have the policy play as this agent's configuration and seed say."""
-        policy.generator.manual_seed(self.seed)
-        policy.micro_batch_tokens = self.config.micro_batch_tokens
-        if isinstance(policy, CandidatePolicy):
-            policy.temperature = self.config.temperature
-        else:
-            policy.room(self.sampling)  # refuses an answer that the context has no room for
-            policy.sampling = self.sampling
-
-    @property
-    def sampling(self) -> SamplingConfig:
-        """How answers are drawn in training."""
-        c = self.config
-        return SamplingConfig(c.max_new_tokens, c.temperature, c.top_k, c.top_p)
-
     # --- what an agent is ------------------------------------------------------------------------
 
     @abstractmethod
-    def update(self, rollout: Rollout) -> dict[str, float]:
-        """Improve the policy by one rollout; return ``train/…`` metrics."""
+    def iterate(self) -> dict[str, float]:
+        """Play and learn once, and count it in ``env_steps``; return metrics."""
 
-    def extra_state(self) -> dict[str, Any]:
-        """Return what the agent itself has to remember, as JSON."""
-        return {}
+    @abstractmethod
+    def player(self, deterministic: bool) -> Player:
+        """Return what plays as the agent does now: at its best, or as in training."""
 
-    def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Take back what ``extra_state`` returned."""
+    @abstractmethod
+    def save_state(self, folder: Path) -> dict[str, Any]:
+        """Write what the agent itself has to remember; return the rest of it as JSON."""
+
+    @abstractmethod
+    def load_state(self, folder: Path, state: dict[str, Any]) -> None:
+        """Take back what ``save_state`` wrote and returned."""
+
+    @classmethod
+    def stored_policy(cls, folder: Path, state: dict[str, Any], device: str) -> Any:
+        """Return the policy of a checkpoint, as the agent is made from it."""
+        return "none"
+
+    @property
+    def parameters_bytes(self) -> int:
+        """Size of what is trained, for the room that checkpoints need."""
+        return 0
 
     # --- learning --------------------------------------------------------------------------------
 
@@ -219,18 +194,25 @@ class Agent(ABC, Generic[ConfigT]):
         """Train until ``total_steps`` environment steps have been taken in all.
 
         Args:
-            total_steps: Answers given by the policy, over the whole life of the agent.
+            total_steps: Answers given, over the whole life of the agent.
             folder: Where ``checkpoints/last`` and ``checkpoints/best`` go; ``None`` for nowhere.
             tracker: What metrics are logged to.
 
         Returns:
             The agent itself. ``stop_requested = True`` ends learning after the current update.
+
+        Raises:
+            FloatingPointError: A reward, the loss or the gradient is not finite. The weights are
+                those of the update before, and what led to it lies under ``failed`` in the folder.
         """
         stopping = self.stop_requested
         while self.env_steps < total_steps and not stopping:
             if self.iteration == 0:
                 self._validate(folder, tracker)
-            metrics = self._iterate()
+            try:
+                metrics = self.iterate()
+            except FloatingPointError as error:
+                raise FloatingPointError(f"{error}{self._keep_failure(folder)}") from error
             last = self.env_steps >= total_steps
             if tracker is not None:
                 tracker.log(metrics, env_steps=self.env_steps)
@@ -245,30 +227,6 @@ class Agent(ABC, Generic[ConfigT]):
                 self.save(folder / "checkpoints" / "last", **state)
         return self
 
-    def _iterate(self) -> dict[str, float]:
-        began = time.perf_counter()
-        read_before = self.policy.read_tokens
-        seeds = episode_seeds(
-            self.seed, self.iteration, self.config.prompts, self.config.group_size
-        )
-        rollout = collect(self.policy.begin(), self.envs, seeds=seeds)
-        trained = self.update(rollout)
-        self.iteration += 1
-        self.env_steps += len(rollout.rewards)
-        seconds = time.perf_counter() - began
-        read = self.policy.read_tokens - read_before + sum(map(len, rollout.sequences))
-        scored = rollout.scores[~rollout.scores.isnan()]
-        return {
-            "rollout/reward": float(rollout.rewards.mean()),
-            "rollout/score": float(scored.mean()) if len(scored) else 0.0,
-            "rollout/answer_tokens": rollout.tokens / len(rollout.rewards),
-            "rollout/cut": rollout.cut_share,
-            **trained,
-            "train/learning_rate": self.optimizer.param_groups[0]["lr"],
-            "perf/tokens_per_second": read / seconds,
-            "perf/env_steps_per_second": len(rollout.rewards) / seconds,
-        }
-
     def _validate(self, folder: Path | None, tracker: Tracker | None) -> None:
         if not self.config.eval_every:
             return
@@ -282,24 +240,9 @@ class Agent(ABC, Generic[ConfigT]):
             if folder is not None:
                 self.save(folder / "checkpoints" / "best")
 
-    def step_optimizer(self) -> float:
-        """Clip the gradient, take one step, clear it; return the norm before clipping.
-
-        Raises:
-            FloatingPointError: The gradient is not finite; the weights are left as they were.
-        """
-        parameters = [p for p in self.policy.model.parameters() if p.grad is not None]
-        limit = self.config.max_grad_norm or float("inf")
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
-        if norm != norm or norm == float("inf"):
-            self.optimizer.zero_grad()
-            raise FloatingPointError(
-                f"The gradient of update {self.iteration} is {norm}. The weights were not changed; "
-                "the last checkpoint is good. Lower the learning rate or look at the rewards."
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return norm
+    def _keep_failure(self, folder: Path | None) -> str:
+        """Write what led to numbers that are none; return a sentence that says where."""
+        return ""
 
     # --- playing ---------------------------------------------------------------------------------
 
@@ -311,7 +254,7 @@ class Agent(ABC, Generic[ConfigT]):
         """
         many = isinstance(observation, Sequence) and not isinstance(observation, str)
         rows = dict(enumerate(observation if many else [observation]))
-        actions = self._player(deterministic).act(rows, 0)
+        actions = self.player(deterministic).act(rows, 0)
         return ([actions[i] for i in rows] if many else actions[0]), None
 
     def evaluate(
@@ -319,18 +262,12 @@ class Agent(ABC, Generic[ConfigT]):
     ) -> Evaluation:
         """Play a split once; see :func:`agents.evaluation.evaluate`."""
         return evaluate(
-            lambda: self._player(deterministic),
+            lambda: self.player(deterministic),
             self.env_id,
             split=split,
             episodes=episodes,
             env_kwargs={k: v for k, v in self.env_kwargs.items() if k != "split"},
         )
-
-    def _player(self, deterministic: bool) -> Any:
-        if isinstance(self.policy, CandidatePolicy):
-            return self.policy.begin(0.0 if deterministic else None)
-        greedy = dataclasses.replace(self.policy.sampling, temperature=0.0)
-        return self.policy.begin(greedy if deterministic else None)
 
     # --- state -----------------------------------------------------------------------------------
 
@@ -343,26 +280,19 @@ class Agent(ABC, Generic[ConfigT]):
         fresh = folder.with_name(folder.name + ".new")
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
-        self.policy.save_pretrained(fresh / "policy")
-        if self.reference is not None:
-            self.reference.save_pretrained(fresh / "reference")
-        tensors = {"generator": self.policy.generator.get_state()}
-        moments = self.optimizer.state_dict()["state"]
-        for index, moment in moments.items():
-            tensors |= {f"optimizer/{index}/{key}": value for key, value in moment.items()}
-        save_file({k: v.contiguous() for k, v in tensors.items()}, fresh / "state.safetensors")
         state = {
             "agent": self.name,
             "env": self.env_id,
             "env_kwargs": self.env_kwargs,
+            "data": self._data(),
             "policy": self.policy_name,
-            "family": self.policy.family,
+            "family": self.family,
             "seed": self.seed,
             "config": dataclasses.asdict(self.config),
             "iteration": self.iteration,
             "env_steps": self.env_steps,
             "best_score": self.best_score,
-            "extra": self.extra_state(),
+            "own": self.save_state(fresh),
             **more,
         }
         (fresh / "state.json").write_text(json.dumps(state, indent=1, default=str))
@@ -378,7 +308,8 @@ class Agent(ABC, Generic[ConfigT]):
         """Restore an agent from a checkpoint; it goes on exactly where it was.
 
         Raises:
-            ValueError: There is no checkpoint, or another agent wrote it.
+            ValueError: There is no checkpoint, another agent wrote it, or the environment is no
+                longer the one that it was trained on.
         """
         folder = checkpoint_folder(folder)
         state = json.loads((folder / "state.json").read_text())
@@ -387,29 +318,38 @@ class Agent(ABC, Generic[ConfigT]):
                 f"The checkpoint {folder} was written by the agent {state['agent']!r} and cannot "
                 f"be loaded as {cls.name!r}."
             )
-        load_policy = POLICIES[state["family"]].from_pretrained
+        try:
+            gym.spec(state["env"])
+        except gym.error.Error as error:
+            raise ValueError(
+                f"The checkpoint {folder} was trained on {state['env']}, which is not registered "
+                f"here: {error}"
+            ) from error
         agent = cls(
-            load_policy(folder / "policy", device=device),
+            cls.stored_policy(folder, state, device),
             state["env"],
             config=cls.config_class(**state["config"]),  # type: ignore[arg-type]
             seed=state["seed"],
             env_kwargs=state["env_kwargs"],
+            device=device,
         )
+        if (now := agent._data()) != state["data"]:
+            raise ValueError(
+                f"The checkpoint {folder} was trained on {state['env']} with {state['data']}, and "
+                f"here its training data are {now}. Use the data (or the version of llm-envs) "
+                "that it was trained with."
+            )
         agent.policy_name = state["policy"]
-        if agent.reference is not None:
-            agent.reference = frozen_copy(load_policy(folder / "reference", device=device))
         agent.iteration, agent.env_steps = state["iteration"], state["env_steps"]
         agent.best_score = state["best_score"]
-        agent.load_extra_state(state["extra"])
-        tensors = load_file(folder / "state.safetensors")
-        agent.policy.generator.set_state(tensors.pop("generator"))
-        moments: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in tensors.items():
-            _, index, name = key.split("/")
-            moments.setdefault(int(index), {})[name] = value
-        groups = agent.optimizer.state_dict()["param_groups"]
-        agent.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        agent.load_state(folder, state["own"])
         return agent
+
+    def _data(self) -> str:
+        """Say what is trained on: how many examples, and a digest of their ids."""
+        ids = [example.id for example in self.envs.unwrapped.task.examples]
+        digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:12]
+        return f"{len(ids):,} examples (digest {digest})"
 
 
 def checkpoint_folder(folder: str | Path) -> Path:

@@ -8,7 +8,9 @@ where R_i is the reward of that very turn (γ = 0, the default) or the discounte
 on, and the baseline b_i does not depend on a_i. Differences from the textbook: D counts answers,
 not episodes, and an entropy bonus and a KL penalty to the initial policy can be added.
 
-Source: Williams (1992); with ``leave-one-out``, Kool et al. (2019) and Ahmadian et al. (2024).
+RLOO is REINFORCE with the leave-one-out baseline and the KL penalty in the reward.
+
+Source: Williams (1992); Kool et al. (2019); Ahmadian et al. (2024), "Back to Basics" (RLOO).
 """
 
 from __future__ import annotations
@@ -20,23 +22,23 @@ import torch
 from torch import Tensor
 
 from agents import objectives
-from agents.base import Agent, AgentConfig
+from agents.policy_agent import Batch, PolicyAgent, PolicyConfig
 from agents.rollout import Rollout
 
 
 @dataclass(frozen=True)
-class ReinforceConfig(AgentConfig):
+class ReinforceConfig(PolicyConfig):
     """Settings of REINFORCE."""
 
-    baseline: Literal["none", "batch", "moving", "leave-one-out"] = "leave-one-out"
+    baseline: Literal["none", "batch", "moving", "leave-one-out", "critic"] = "leave-one-out"
     """What rewards are compared with: nothing, the batch's mean, a moving average of earlier
-    batches, or the other answers to the same prompt."""
+    batches, the other answers to the same prompt, or a learned critic's guess."""
     gamma: float = 0.0
     """Discount over the turns of a dialogue; 0 credits each answer with its own reward only."""
     moving_decay: float = 0.9
     """Decay of the moving average."""
-    entropy_coef: float = 0.0
-    """Weight of the bonus on the mean entropy of the sampled tokens' distributions."""
+    value_coef: float = 0.1
+    """Weight of the critic's loss."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,26 +51,47 @@ class ReinforceConfig(AgentConfig):
             raise ValueError(f"gamma is {self.gamma}; a discount lies in [0, 1].")
 
 
-class Reinforce(Agent[ReinforceConfig]):
-    """The policy gradient; see the module for the equation, :class:`Agent` for the arguments."""
+class Reinforce(PolicyAgent[ReinforceConfig]):
+    """The policy gradient; see the module for the equation, :class:`PolicyAgent` for arguments."""
 
     name = "reinforce"
     config_class = ReinforceConfig
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
         self.average: float | None = None
+        super().__init__(*args, **kwargs)
 
-    def advantages(self, rollout: Rollout) -> Tensor:
-        """Return the advantage of every answer, (D,)."""
+    @property
+    def needs_critic(self) -> bool:
+        """Whether a value head is trained."""
+        return self.config.baseline == "critic"
+
+    def update(self, rollout: Rollout) -> dict[str, float]:
+        """Take one gradient step on the whole rollout."""
+        rewards, charged = self.charged_rewards(rollout)
+        returns = self.returns(rollout, rewards)
+        advantages = self.advantages(rollout, returns)
+        metrics = self.accumulate_gradients(rollout, advantages, returns) | charged
+        metrics["train/grad_norm"] = self.step_optimizer(metrics["train/loss"])
+        self.adapt_kl(metrics, len(rewards))
+        return metrics
+
+    def returns(self, rollout: Rollout, rewards: Tensor) -> Tensor:
+        """Return R_i of every answer, (D,)."""
+        table = objectives.discounted_returns(rollout.by_turn(rewards), self.config.gamma)
+        return table[rollout.rows, rollout.turns]
+
+    def advantages(self, rollout: Rollout, returns: Tensor | None = None) -> Tensor:
+        """Return R_i - b_i of every answer, (D,); of a critic's baseline R_i, as b_i comes later.
+
+        Args:
+            rollout: D answers.
+            returns: (D,) R_i; from the rollout's own rewards if left out.
+        """
         c = self.config
-        returns = objectives.discounted_returns(rollout.rewards_by_turn(), c.gamma)
-        returns_D = returns[rollout.rows, rollout.turns]
+        returns_D = self.returns(rollout, rollout.rewards) if returns is None else returns
         if c.baseline == "leave-one-out":
-            # The members of a group are neighbours, and are compared turn by turn.
-            prompts = rollout.rows // c.group_size
-            groups = prompts * (int(rollout.turns.max()) + 1) + rollout.turns
-            return objectives.leave_one_out_advantage(returns_D, groups)
+            return objectives.leave_one_out_advantage(returns_D, self.groups(rollout))
         if c.baseline == "batch":
             return objectives.batch_mean_advantage(returns_D)
         if c.baseline == "moving":
@@ -77,37 +100,33 @@ class Reinforce(Agent[ReinforceConfig]):
             return centred
         return returns_D
 
-    def update(self, rollout: Rollout) -> dict[str, float]:
-        """Take one gradient step on the whole rollout."""
-        metrics = self.accumulate_gradients(rollout, self.advantages(rollout))
-        return {**metrics, "train/grad_norm": self.step_optimizer()}
-
-    def accumulate_gradients(self, rollout: Rollout, advantages: Tensor) -> dict[str, float]:
+    def accumulate_gradients(
+        self, rollout: Rollout, advantages: Tensor, returns: Tensor | None = None
+    ) -> dict[str, float]:
         """Add the gradient of the loss to the parameters', in micro-batches; return metrics.
 
         Args:
             rollout: D answers.
-            advantages: (D,) the advantage of each.
+            advantages: (D,) the advantage of each; a critic's values are taken from it here.
+            returns: (D,) what a critic is to predict.
         """
-        c = self.config
-        total = dict.fromkeys(("loss", "entropy", "kl"), 0.0)
-        for batch in self.policy.micro_batches(rollout.sequences):
-            decision = torch.cat([rollout.decision_of[i] for i in batch])
-            scores = self.policy.score([rollout.sequences[i] for i in batch], self.reference)
-            advantage = advantages[decision].to(scores.log_probs)
-            loss = objectives.reinforce_loss(
-                scores.log_probs, advantage, decisions=len(rollout.rewards)
-            )
-            entropy = scores.entropies.sum() / rollout.tokens
-            loss = loss - c.entropy_coef * entropy
-            if scores.kls is not None:
-                kl = scores.kls.sum() / rollout.tokens
-                loss = loss + c.kl_coef * kl
-                total["kl"] += kl.item()
-            loss.backward()  # type: ignore[no-untyped-call]
-            total["loss"] += loss.item()
-            total["entropy"] += entropy.item()
-        return {f"train/{name}": value for name, value in total.items()}
+        answers = len(rollout.rewards)
+
+        def objective(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            log_probs, values = batch.scores.log_probs, batch.scores.values
+            advantage_D, value_loss = advantages.to(log_probs), torch.zeros(())
+            if values is not None and returns is not None:
+                target = returns.to(values)[batch.answer_of_value]
+                value_loss = objectives.value_loss(values, target, answers)
+                advantage_D = advantage_D.index_add(
+                    0, batch.answer_of_value.to(values.device), -values.detach().to(log_probs)
+                )
+            loss = objectives.reinforce_loss(log_probs, advantage_D[batch.answer_of_token], answers)
+            if values is None:
+                return loss, {}
+            return loss + self.config.value_coef * value_loss, {"value_loss": value_loss}
+
+        return self.accumulate(rollout, objective)
 
     def extra_state(self) -> dict[str, Any]:
         """Return the moving average."""
@@ -116,3 +135,18 @@ class Reinforce(Agent[ReinforceConfig]):
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Take the moving average back."""
         self.average = state["average"]
+
+
+@dataclass(frozen=True)
+class RLOOConfig(ReinforceConfig):
+    """Settings of RLOO: REINFORCE, leave-one-out, and the KL penalty in the reward."""
+
+    kl_coef: float = 0.03
+    kl_in: Literal["loss", "reward"] = "reward"
+
+
+class RLOO(Reinforce):
+    """REINFORCE leave-one-out, as its paper sets it."""
+
+    name = "rloo"
+    config_class = RLOOConfig

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -51,6 +51,10 @@ class Rollout:
         parts: Mean of each named score.
         episodes: Number of episodes n.
         cut_share: Share of the answers that the length limit ended.
+        left_in: Row -> the state that a *truncated* episode was left in, for a critic: its future
+            would have gone on.
+        old_log_probs: For each sequence the log-probabilities of its tokens when they were
+            sampled; the sampler's own if left out.
     """
 
     sequences: list[Any]
@@ -62,17 +66,36 @@ class Rollout:
     parts: dict[str, float]
     episodes: int
     cut_share: float
+    left_in: dict[int, Any] = field(default_factory=dict)
+    old_log_probs: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.old_log_probs:
+            self.old_log_probs = [
+                torch.tensor([p for p, t in zip(s.log_probs, s.turns, strict=True) if t >= 0])
+                for s in self.sequences
+            ]
 
     @property
     def tokens(self) -> int:
         """Number N of sampled tokens."""
         return sum(map(len, self.decision_of))
 
-    def rewards_by_turn(self) -> Tensor:
-        """Return the rewards as (episodes, most turns), zero where there was no turn."""
-        table = torch.zeros(self.episodes, int(self.turns.max()) + 1)
-        table[self.rows, self.turns] = self.rewards
+    @property
+    def lengths(self) -> Tensor:
+        """Number of turns of each episode, (episodes,)."""
+        return self.rows.bincount(minlength=self.episodes)
+
+    def by_turn(self, values: Tensor) -> Tensor:
+        """Lay (D,) values out as (episodes, most turns), zero where there was no turn."""
+        table = values.new_zeros(self.episodes, int(self.turns.max()) + 1)
+        table[self.rows, self.turns] = values
         return table
+
+    def states_of(self, sequence: int) -> Tensor:
+        """Return the answers of a sequence, in the order of its states."""
+        answers: Tensor = self.decision_of[sequence].unique_consecutive()  # type: ignore[no-untyped-call]
+        return answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +109,8 @@ class Step:
     info: dict[str, Any]
     references: tuple[str, ...] = ()
     candidate_scores: Any = None
+    observation: Any = None
+    left_in: Any = None  # the last observation, if the episode was truncated
 
 
 def row_of(observations: Any, i: int) -> Any:
@@ -133,29 +158,43 @@ def play(
         known = envs.candidate_scores if look else [None] * n
         if look and isinstance(player, Oracle):
             player.peek(envs)
-        actions = player.act({r: row_of(observations, r) for r in active}, turn)
+        seen = {r: row_of(observations, r) for r in active}
+        actions = player.act(seen, turn)
         observations, rewards, terminated, truncated, infos = envs.step(
             [actions.get(r, idle) for r in range(n)]
         )
         each = step_infos(infos, n)
         for r in active:
+            left_in = _final_observation(observations, infos, r) if truncated[r] else None
+            reward = float(rewards[r])
             steps.append(
-                Step(r, turn, actions[r], float(rewards[r]), each[r], references[r], known[r])
+                Step(
+                    r, turn, actions[r], reward, each[r], references[r], known[r], seen[r], left_in
+                )
             )
         active = [r for r in active if not (terminated[r] or truncated[r])]
         turn += 1
     return steps
 
 
-def collect(player: Player, envs: Any, *, seeds: Sequence[int]) -> Rollout:
+def _final_observation(observations: Any, infos: dict[str, Any], row: int) -> Any:
+    """Return what a finished row saw last: same-step autoreset keeps it apart."""
+    kept = infos.get("_final_obs")
+    if kept is not None and kept[row]:
+        return infos["final_obs"][row]
+    return row_of(observations, row)
+
+
+def collect(player: Any, envs: Any, *, seeds: Sequence[int], look: bool = False) -> Rollout:
     """Play one episode in every row and lay out what was sampled and earned.
 
     Args:
         player: What ``policy.begin()`` returned.
         envs: A vector environment.
         seeds: One a row; rows with the same seed play the same episode.
+        look: Let an :class:`Oracle` see the accepted answers.
     """
-    steps = play(player, envs, seeds=seeds)
+    steps = play(player, envs, seeds=seeds, look=look)
     number = {(s.row, s.turn): i for i, s in enumerate(steps)}
     parts: dict[str, list[float]] = {}
     for step in steps:
@@ -175,6 +214,7 @@ def collect(player: Player, envs: Any, *, seeds: Sequence[int]) -> Rollout:
         parts={part: float(np.mean(values)) for part, values in parts.items()},
         episodes=envs.num_envs,
         cut_share=player.cut / max(1, player.answers),
+        left_in={s.row: player.state_of(s.row, s.left_in) for s in steps if s.left_in is not None},
     )
 
 

@@ -33,12 +33,10 @@ import llm_envs
 from agents import runs
 from agents.base import Agent, ConfigT, checkpoint_folder
 from agents.evaluation import Evaluation
-from agents.reinforce import Reinforce
+from agents.registry import agent_class
 from agents.tracking import Tracker
 from llm_envs.core.rendering import printable
 from llm_envs.datasets.splits import did_you_mean
-
-AGENTS: dict[str, type[Agent[Any]]] = {"reinforce": Reinforce}
 
 # Settings that suit an environment better than the general defaults; the command line overrules.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -46,6 +44,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "Summarization-v0": {"learning_rate": 3e-4, "max_new_tokens": 40},
     "RecommendationClicks-v0": {"prompts": 8, "group_size": 4},
 }
+# The same for one agent on one environment.
+AGENT_PRESETS: dict[tuple[str, str], dict[str, Any]] = {}
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Arguments(Generic[ConfigT]):
     agent: str = "reinforce"
     """Agent; its own settings are listed below."""
     policy: str = "tiny"
-    """Language model: "tiny" (embedded), a folder, or a hub id."""
+    """Language model: "tiny" (embedded), a folder, or a hub id; "none" for agents without one."""
     steps: int = 12_000
     """Environment steps (answers given) to train for, in all."""
     seed: int = 0
@@ -113,14 +113,18 @@ def parse(argv: Sequence[str]) -> Arguments[Any]:
 
 
 def _defaults(agent: str, env: str) -> Arguments[Any]:
-    config_class: Any = _agent_class(agent).config_class
-    return Arguments(settings=config_class(**PRESETS.get(env, {})))
+    cls = agent_class(agent)
+    config_class: Any = cls.config_class
+    known = {f.name for f in dataclasses.fields(config_class)}
+    preset = {**PRESETS.get(env, {}), **AGENT_PRESETS.get((agent, env), {})}
+    settings = config_class(**{k: v for k, v in preset.items() if k in known})
+    return Arguments(settings=settings, policy=cls.default_policy)
 
 
 def _arguments_of(folder: Path) -> Arguments[Any]:
     """Return the arguments that a run was begun with."""
     config = runs.read_config(folder)
-    config_class: Any = _agent_class(config["agent"]).config_class
+    config_class: Any = agent_class(config["agent"]).config_class
     try:
         settings = config_class(**config["settings"])
     except TypeError as error:
@@ -136,15 +140,6 @@ def _arguments_of(folder: Path) -> Arguments[Any]:
         "resume": folder,
     }
     return Arguments(**{**same, **changed})
-
-
-def _agent_class(name: str) -> type[Agent[Any]]:
-    if name not in AGENTS:
-        raise ValueError(
-            f"There is no agent {name!r}.{did_you_mean(name, AGENTS)} "
-            f"There are: {', '.join(AGENTS)}."
-        )
-    return AGENTS[name]
 
 
 def _bare(env: str) -> str:
@@ -218,8 +213,8 @@ def _fresh(a: Arguments[Any], console: Console) -> Run:
     try:
         runs.prepare(folder, needed_bytes=200 * 2**20)
         agent = _begin(config)
-        weights = sum(p.numel() * p.element_size() for p in agent.policy.model.parameters())
-        runs.prepare(folder, needed_bytes=10 * weights)  # two checkpoints with moments, and copies
+        # Two checkpoints with moments, and copies while they are written.
+        runs.prepare(folder, needed_bytes=10 * agent.parameters_bytes)
         _check_splits(agent, config)
         runs.write_json(folder / "config.json", config)
     except BaseException:
@@ -238,7 +233,7 @@ def _resumed(a: Arguments[Any], folder: Path, console: Console) -> Run:
     state: dict[str, Any]
     if _has_checkpoint(last):
         try:
-            agent = _agent_class(a.agent).load(last, device=a.device)
+            agent = agent_class(a.agent).load(last, device=a.device)
             stored = json.loads((checkpoint_folder(last) / "state.json").read_text())
             state = stored["tracker"]
         except (SafetensorError, KeyError, json.JSONDecodeError) as error:
@@ -263,7 +258,7 @@ def _resumed(a: Arguments[Any], folder: Path, console: Console) -> Run:
 
 def _begin(config: dict[str, Any]) -> Agent[Any]:
     """Make the agent of a run, as it is before training."""
-    cls = _agent_class(config["agent"])
+    cls = agent_class(config["agent"])
     return cls(
         config["policy"],
         config["env"],

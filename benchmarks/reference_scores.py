@@ -13,9 +13,7 @@ Every player meets the same episodes, those of ``agents.evaluation.evaluate``; t
 
 from __future__ import annotations
 
-import random
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +26,7 @@ from rich.progress import track
 from rich.table import Table
 
 import llm_envs
+from agents.baselines import RandomPlayer, ScriptedPlayer
 from agents.evaluation import Evaluation, Floats, evaluate, interval
 from agents.rollout import Player
 from llm_envs.core.task import Task
@@ -43,7 +42,6 @@ FUNCTION_WORDS = frozenset(
     "name of on one or please say tell that the there they thing this to was were what where which "
     "who with would you".split()
 )
-MOST_RANDOM_WORDS = 3
 
 
 # --- rules: pure functions of an observation -----------------------------------------------------
@@ -122,14 +120,6 @@ def root(word: str) -> str:
     return "" if plain in FUNCTION_WORDS else plain[:4]
 
 
-def random_span(observation: str, rng: random.Random) -> str:
-    """Answer with one to three successive words of the conversation, uniformly drawn."""
-    words = [w for w in observation.split() if w not in ("User:", "Assistant:")]
-    length = rng.randint(1, MOST_RANDOM_WORDS)
-    start = rng.randrange(max(1, len(words) - length + 1))
-    return " ".join(words[start : start + length])
-
-
 @dataclass(frozen=True)
 class Heuristic:
     """A simple rule, and what it is called."""
@@ -146,54 +136,6 @@ HEURISTICS = {
 
 
 # --- players: what evaluate() plays --------------------------------------------------------------
-
-
-class ScriptedPlayer(ABC):
-    """A player that decides without a model.
-
-    Attributes:
-        chosen_from: (row, turn) -> the probability of each candidate, (k,), on choosing tasks.
-    """
-
-    def __init__(self) -> None:
-        self.sequences: list[Any] = []
-        self.chosen_from: dict[tuple[int, int], Floats] = {}
-        self.cut = 0
-        self.answers = 0
-
-    @abstractmethod
-    def decide(self, row: int, observation: Any) -> tuple[Any, Floats | None]:
-        """Return the action and, on choosing tasks, the probability of each candidate, (k,)."""
-
-    def act(self, observations: dict[int, Any], turn: int) -> dict[int, Any]:
-        """Decide for each row that is still in play."""
-        actions: dict[int, Any] = {}
-        for row, observation in observations.items():
-            actions[row], chances = self.decide(row, observation)
-            if chances is not None:
-                self.chosen_from[row, turn] = chances
-        self.answers += len(observations)
-        return actions
-
-
-class RandomPlayer(ScriptedPlayer):
-    """Plays at random.
-
-    Chance depends on the seed and on what is seen alone: neither the order of the episodes nor
-    how many are played side by side changes a score.
-    """
-
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__()
-        self.seed = seed
-
-    def decide(self, row: int, observation: Any) -> tuple[Any, Floats | None]:
-        """Draw a span of the conversation, or a candidate."""
-        if isinstance(observation, str):
-            return random_span(observation, random.Random(repr((self.seed, observation)))), None
-        seen = self.seed, observation["prompt"], observation["candidates"]
-        k = len(observation["candidates"])
-        return random.Random(repr(seen)).randrange(k), np.full(k, 1.0 / k)
 
 
 class RulePlayer(ScriptedPlayer):

@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agents.objectives import entropy, kl_divergence
 from agents.policies.models import (
+    Critic,
     Scores,
     attention_window,
     context_length,
-    entropy,
-    kl_divergence,
+    in_chunks,
     load_model,
-    logits_at,
     pad_right,
+    read,
     split_model,
 )
 from agents.sampling import at_least_float32, draw
@@ -200,12 +201,15 @@ class CandidatePolicy:
         return groups
 
     def score(
-        self, decisions: Sequence[Decision], reference: CandidatePolicy | None = None
+        self,
+        decisions: Sequence[Decision],
+        reference: CandidatePolicy | None = None,
+        critic: Critic | None = None,
     ) -> Scores:
         """Score every decision, in their order, with gradients; see :class:`Scores`."""
         questions = [d.question for d in decisions]
         base = [d.base for d in decisions]
-        logits = self.candidate_logits(questions, base)
+        logits, values = self._judge(questions, base, critic)
         log_dist = (logits / (self.temperature or 1.0)).log_softmax(-1)
         actions = torch.tensor([d.action for d in decisions], dtype=torch.long)
         log_probs = log_dist.gather(1, actions[:, None].to(log_dist.device))[:, 0]
@@ -214,7 +218,15 @@ class CandidatePolicy:
             with torch.no_grad():
                 ref = reference.candidate_logits(questions, base).log_softmax(-1)
             kls = kl_divergence(logits.log_softmax(-1), ref)
-        return Scores(log_probs, entropy(log_dist), kls)
+        return Scores(log_probs, entropy(log_dist), kls, values)
+
+    def values(self, decisions: Sequence[Decision], critic: Critic) -> Tensor:
+        """Return what the critic says of the state before each decision."""
+        _, values = self._judge(
+            [d.question for d in decisions], [d.base for d in decisions], critic
+        )
+        assert values is not None
+        return values
 
     def candidate_logits(
         self, questions: Sequence[Question], base: Sequence[Sequence[float]] | None = None
@@ -225,30 +237,48 @@ class CandidatePolicy:
             questions: (prompt ids, ids of each candidate), each with one candidate or more.
             base: What ``base_log_likelihoods`` said of each, if it has been asked before.
         """
+        return self._judge(questions, base)[0]
+
+    def _judge(
+        self,
+        questions: Sequence[Question],
+        base: Sequence[Sequence[float]] | None,
+        critic: Critic | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the candidates' logits and, of a critic, the value of each prompt."""
+        mean = self.base is None and not self.reply
+        found, values = self._likelihoods(self.model, self.parts, questions, critic, mean=mean)
         if self.base is None:
-            return self._likelihoods(self.model, self.parts, questions, mean=not self.reply)
-        found = self._likelihoods(self.model, self.parts, questions)
+            return found, values
         said = base if base and all(base) else self.base_log_likelihoods(questions)
         table = [[*row, *[0.0] * (found.shape[1] - len(row))] for row in said]
-        return found - torch.tensor(table, dtype=found.dtype).view(found.shape).to(found.device)
+        known = torch.tensor(table, dtype=found.dtype).view(found.shape).to(found.device)
+        return found - known, values
 
     @torch.no_grad()
     def base_log_likelihoods(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:
         """Return the log-likelihood of every candidate under the base; nothing without one."""
         if self.base is None:
             return [()] * len(questions)
-        table = self._likelihoods(self.base, self.base_parts, questions).tolist()
+        table = self._likelihoods(self.base, self.base_parts, questions)[0].tolist()
         return [tuple(row[: len(texts)]) for row, (_, texts) in zip(table, questions, strict=True)]
 
     def _likelihoods(
-        self, model: Any, parts: Any, questions: Sequence[Question], *, mean: bool = False
-    ) -> Tensor:
+        self,
+        model: Any,
+        parts: Any,
+        questions: Sequence[Question],
+        critic: Critic | None = None,
+        *,
+        mean: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the log-likelihood of every candidate or of the reply to it; -inf where none is.
 
         Args:
             model: Reads the questions.
             parts: What ``split_model`` says of it.
             questions: As in ``candidate_logits``.
+            critic: Judges the state after each prompt, before any candidate.
             mean: Divide by the number of tokens.
         """
         # The copies of a question, as a group has them, are read once.
@@ -263,17 +293,24 @@ class CandidatePolicy:
         seen &= torch.ones(width, width, dtype=torch.bool, device=device).tril()
         mask = torch.zeros(seen.shape, dtype=dtype, device=device)
         sources = [s + i * width for i, r in enumerate(rows) for s in r.sources]
-        logits = logits_at(
+        reading = read(
             model,
             parts,
-            torch.tensor(sources, dtype=torch.long, device=device),
             input_ids=ids.to(device),
             attention_mask=mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None],
             position_ids=pad_right(positions, 0).to(device),
         )
-        targets = torch.tensor([t for r in rows for t in r.targets], dtype=torch.long)
-        log_dists = at_least_float32(logits).log_softmax(-1)
-        log_probs = log_dists.gather(1, targets[:, None].to(device))[:, 0]
+
+        def scored(places: Tensor, targets: Tensor) -> tuple[Tensor]:
+            log_dists = at_least_float32(reading.logits(places)).log_softmax(-1)
+            return (log_dists.gather(1, targets[:, None])[:, 0],)
+
+        (log_probs,) = in_chunks(
+            scored,
+            torch.tensor(sources, dtype=torch.long, device=device),
+            torch.tensor([t for r in rows for t in r.targets], dtype=torch.long, device=device),
+            vocabulary=model.config.get_text_config().vocab_size,
+        )
         most = max((len(candidates) for _, candidates in unique), default=1)
         owners = [o + i * most for i, r in enumerate(rows) for o in r.owners]
         place = torch.tensor(owners, dtype=torch.long, device=device)
@@ -282,7 +319,12 @@ class CandidatePolicy:
         counts = zeros.index_add(0, place, torch.ones_like(log_probs))
         found = sums / counts.clamp_min(1) if mean else sums
         table = found.masked_fill(counts == 0, -torch.inf).view(len(rows), most)
-        return table[torch.tensor([unique[q] for q in questions], dtype=torch.long, device=device)]
+        asked = torch.tensor([unique[q] for q in questions], dtype=torch.long, device=device)
+        if critic is None:
+            return table[asked], None
+        ends = [len(prompt) - 1 + i * width for i, (prompt, _) in enumerate(unique)]
+        states = torch.tensor(ends, dtype=torch.long, device=device)
+        return table[asked], critic(reading.hidden[states])[asked]
 
     def _lay_out(self, prompt: Sequence[int], candidates: Sequence[Sequence[int]]) -> _Row:
         row = _Row(list(prompt), list(range(len(prompt))), [0] * len(prompt), [], [], [])
@@ -338,13 +380,21 @@ class Choices:
         self.cut = 0
         self.answers = 0
 
+    def state_of(self, row: int, observation: Any) -> Decision:
+        """Return the choice that a row stands before, for a critic; nothing is chosen."""
+        question = self.policy.encode(observation["prompt"], observation["candidates"])
+        return Decision(row, -1, *question, 0, 0.0)
+
     @torch.no_grad()
-    def act(self, observations: dict[int, Any], turn: int) -> dict[int, int]:
+    def act(
+        self, observations: dict[int, Any], turn: int, *, said: dict[int, int] | None = None
+    ) -> dict[int, int]:
         """Choose for each row that is still in play.
 
         Args:
             observations: Row -> ``{"prompt": text, "candidates": k texts, …}``.
             turn: Number of the turn, for all rows.
+            said: Row -> a choice to write down instead of drawing one, as a teacher makes it.
 
         Returns:
             Row -> index of the chosen candidate.
@@ -367,9 +417,11 @@ class Choices:
             policy.read_tokens += sum(len(p) + sum(map(len, c)) for p, c in set(questions))
             log_dist = (logits / temperature).log_softmax(-1).cpu()
             drawn = log_dist.argmax(-1) if uniforms is None else draw(log_dist, uniforms[group])
-            for i, action, dist, said in zip(group, drawn.tolist(), log_dist, base, strict=True):
+            if said is not None:
+                drawn = torch.tensor([said[asked[i].row] for i in group])
+            for i, action, dist, known in zip(group, drawn.tolist(), log_dist, base, strict=True):
                 decided[i] = replace(
-                    asked[i], action=action, log_prob=float(dist[action]), base=said
+                    asked[i], action=action, log_prob=float(dist[action]), base=known
                 )
                 chances = dist.exp()[: len(asked[i].candidates)]
                 self.chosen_from[asked[i].row, turn] = chances

@@ -8,19 +8,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from agents.objectives import entropy, kl_divergence
 from agents.policies.models import (
+    Critic,
+    Reading,
     Scores,
     attention_window,
     context_length,
-    entropy,
     eval_mode,
-    kl_divergence,
+    in_chunks,
     load_model,
-    logits_at,
     pad_right,
+    read,
     split_model,
 )
 from agents.sampling import (
@@ -53,6 +56,13 @@ class TokenSequence:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def states(self) -> list[int]:
+        """Places of the last token before each answer; of the last of all where there is none."""
+        turns = np.array(self.turns)
+        begins = (turns[1:] >= 0) & (turns[1:] != turns[:-1])
+        return np.flatnonzero(begins).tolist() or [len(self) - 1]
 
     def read(self, ids: Sequence[int]) -> None:
         """Append tokens that the environment wrote."""
@@ -156,13 +166,17 @@ class CausalLMPolicy:
         return groups
 
     def score(
-        self, sequences: Sequence[TokenSequence], reference: CausalLMPolicy | None = None
+        self,
+        sequences: Sequence[TokenSequence],
+        reference: CausalLMPolicy | None = None,
+        critic: Critic | None = None,
     ) -> Scores:
         """Score every sampled token of the sequences, in their order, with gradients.
 
         Args:
             sequences: What was read and sampled.
             reference: Policy to measure the KL divergence from, without gradients.
+            critic: Says what the state before each answer is worth.
 
         Returns:
             Flat scores of all sampled tokens. Padding costs time but changes nothing: causal
@@ -170,35 +184,61 @@ class CausalLMPolicy:
         """
         ids = pad_right([s.ids for s in sequences], self.pad)
         sampled = pad_right([s.turns for s in sequences], -1) >= 0
-        # The logits at a token are a guess at the next one.
-        guesses = sampled.roll(-1, dims=1)
-        guesses[:, -1] = False
-        logits = self._logits(ids, guesses)
-        support = self._support(sequences, logits)
-        log_dist = sampling_logits(logits, self.sampling, support)[0].log_softmax(-1)
-        targets = ids[sampled].to(logits.device)
-        kls = None
-        if reference is not None:
-            with torch.no_grad():
-                ref = at_least_float32(reference._logits(ids, guesses)).log_softmax(-1)
-            kls = kl_divergence(at_least_float32(logits).log_softmax(-1), ref)
-        return Scores(log_dist.gather(1, targets[:, None])[:, 0], entropy(log_dist), kls)
-
-    def _logits(self, ids: Tensor, places: Tensor) -> Tensor:
-        """Logits at the places, (places, vocabulary)."""
         device = self.device
-        return logits_at(self.model, self.parts, places.to(device), input_ids=ids.to(device))
+        targets = ids[sampled].to(device)
+        # The logits at a token are a guess at the next one.
+        places = (sampled.flatten().nonzero()[:, 0] - 1).to(device)
+        own = self.read(ids)
+        with torch.no_grad():
+            other = None if reference is None else reference.read(ids)
 
-    def _support(self, sequences: Sequence[TokenSequence], logits: Tensor) -> Tensor | None:
+        def scored(
+            places: Tensor, targets: Tensor, support: Tensor | None
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            logits = own.logits(places)
+            log_dist = sampling_logits(logits, self.sampling, support)[0].log_softmax(-1)
+            kls = torch.zeros(0)
+            if other is not None:
+                with torch.no_grad():
+                    ref = at_least_float32(other.logits(places)).log_softmax(-1)
+                kls = kl_divergence(at_least_float32(logits).log_softmax(-1), ref)
+            return log_dist.gather(1, targets[:, None])[:, 0], entropy(log_dist), kls
+
+        size = self.model.config.get_text_config().vocab_size
+        support = self._support(sequences, size)
+        log_probs, entropies, kls = in_chunks(scored, places, targets, support, vocabulary=size)
+        values = None if critic is None else critic(own.hidden[self._states(sequences, ids)])
+        return Scores(log_probs, entropies, None if reference is None else kls, values)
+
+    def values(self, sequences: Sequence[TokenSequence], critic: Critic) -> Tensor:
+        """Return what the critic says of the state before each answer, in their order.
+
+        A sequence without an answer has one state, that after its last token.
+        """
+        ids = pad_right([s.ids for s in sequences], self.pad)
+        values: Tensor = critic(self.read(ids).hidden[self._states(sequences, ids)])
+        return values
+
+    def _states(self, sequences: Sequence[TokenSequence], ids: Tensor) -> Tensor:
+        """Places of the sequences' states in the flattened batch."""
+        width = ids.shape[1]
+        found = [place + row * width for row, s in enumerate(sequences) for place in s.states]
+        return torch.tensor(found, dtype=torch.long, device=self.device)
+
+    def read(self, ids: Tensor) -> Reading:
+        """Read (rows, width) token ids."""
+        return read(self.model, self.parts, input_ids=ids.to(self.device))
+
+    def _support(self, sequences: Sequence[TokenSequence], vocabulary: int) -> Tensor | None:
         """What each sampled token was drawn from; ``None`` where that was always everything."""
         if not self.sampling.truncates and all(s.support is None for s in sequences):
             return None
-        everything = torch.ones(1, logits.shape[1], dtype=torch.bool)
+        everything = torch.ones(1, vocabulary, dtype=torch.bool)
         supports = [
             everything.expand(sum(t >= 0 for t in s.turns), -1) if s.support is None else s.support
             for s in sequences
         ]
-        return torch.cat([everything[:0], *supports]).to(logits.device)
+        return torch.cat([everything[:0], *supports]).to(self.device)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model (safetensors) and tokenizer; ``from_pretrained`` reads them."""
@@ -230,20 +270,26 @@ class Conversations:
         self._seen: dict[int, str] = {}  # observation + action, as far as the row has come
         self._unread: dict[int, list[int]] = {}  # sampled, but not yet in the cache
 
-    def act(self, observations: dict[int, str], turn: int) -> dict[int, str]:
+    def act(
+        self, observations: dict[int, str], turn: int, *, said: dict[int, str] | None = None
+    ) -> dict[int, str]:
         """Answer the observation of each row that is still in play.
 
         Args:
             observations: Row -> observation. Rows that are left out are over; if one comes back,
                 it begins anew.
             turn: Number of the turn, for all rows.
+            said: Row -> an answer to write down instead of sampling one, as a teacher gives it.
 
         Returns:
             Row -> answer, without the end-of-sequence token.
         """
         self._read(observations)
-        with eval_mode(self.policy.model):
-            completions = self.sampler.answer(self._unread, self.sampling)
+        if said is not None:
+            completions = self._completions(said)
+        else:
+            with eval_mode(self.policy.model):
+                completions = self.sampler.answer(self._unread, self.sampling)
         self.policy.read_tokens += self.sampler.read_tokens
         self.sampler.read_tokens = 0
         rows = list(completions)
@@ -258,6 +304,26 @@ class Conversations:
             self.cut += completion.cut
             self.answers += 1
         return dict(zip(rows, texts, strict=True))
+
+    def _completions(self, said: dict[int, str]) -> dict[int, Completion]:
+        """Encode answers as if they had been sampled, with the end of sequence if it has room."""
+        encoded = self.policy.tokenizer(list(said.values()), add_special_tokens=False)["input_ids"]
+        limit = self.sampling.max_new_tokens
+        completions = {}
+        for row, ids in zip(said, encoded, strict=True):
+            ids = [*ids, self.policy.end][:limit]
+            completions[row] = Completion(ids, [0.0] * len(ids), ids[-1] != self.policy.end)
+        return completions
+
+    def state_of(self, row: int, observation: str) -> TokenSequence:
+        """Return the conversation of a row as it is now, for a critic; nothing is answered."""
+        seen, held = self._seen.get(row), self._current[row].ids
+        if seen is None or not observation.startswith(seen):
+            seen, held = "", []
+        added = self.policy.tokenizer(observation[len(seen) :], add_special_tokens=False)
+        sequence = TokenSequence(row)
+        sequence.read((held + added["input_ids"])[-self.policy.context :])
+        return sequence
 
     def _read(self, observations: dict[int, str]) -> None:
         """Encode what each row has not read yet."""

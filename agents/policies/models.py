@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,35 +23,33 @@ class Scores:
         entropies: (tokens,) entropies of that distribution, in nats.
         kls: (tokens,) exact KL divergences from the reference model, of the full distributions at
             temperature 1; ``None`` without a reference.
+        values: (decisions,) what the critic expects of the state before each answer, in the order
+            of the sequences and of the turns within them; ``None`` without a critic.
     """
 
     log_probs: Tensor
     entropies: Tensor
     kls: Tensor | None = None
+    values: Tensor | None = None
 
 
-def entropy(log_probs: Tensor) -> Tensor:
-    """Entropy in nats of distributions, H = -Σ_v p_v log p_v; a probability of 0 adds nothing.
+class Critic(nn.Linear):
+    """A value head: one number from the trunk's state at the last token before an answer.
 
-    Args:
-        log_probs: (…, vocabulary), normalised; -inf is allowed.
-    """
-    return -(log_probs.exp() * _finite(log_probs)).sum(-1)
-
-
-def kl_divergence(log_probs: Tensor, reference: Tensor) -> Tensor:
-    """Exact KL divergence in nats from a reference, KL(p ‖ q) = Σ_v p_v (log p_v - log q_v).
+    It begins at zero, so that the first advantages are the rewards.
 
     Args:
-        log_probs: (…, vocabulary), normalised; -inf is allowed.
-        reference: The same of the reference, which is -inf only where ``log_probs`` is.
+        width: Size of the trunk's hidden state.
     """
-    return (log_probs.exp() * (_finite(log_probs) - _finite(reference))).sum(-1)
 
+    def __init__(self, width: int) -> None:
+        super().__init__(width, 1)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
 
-def _finite(log_probs: Tensor) -> Tensor:
-    # 0 · -inf is no number, neither forward nor backward; 0 · 0 is what is meant.
-    return log_probs.masked_fill(log_probs == -torch.inf, 0.0)
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return (n,) values of (n, width) states."""
+        return super().forward(hidden.to(self.weight.dtype))[:, 0]
 
 
 def pad_right(rows: Sequence[Sequence[int]], value: int) -> Tensor:
@@ -149,28 +148,68 @@ def attention_window(model: Any) -> int | None:
     return getattr(config, "sliding_window", None) if "sliding_attention" in kinds else None
 
 
-def logits_at(
-    model: Any, parts: tuple[nn.Module, nn.Module] | None, places: Tensor, **inputs: Any
-) -> Tensor:
-    """Run a model without cache or dropout and return its logits where they are needed.
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a model made of its input, before its vocabulary is brought in.
+
+    Attributes:
+        hidden: (rows · width, hidden size) the trunk's last states, with gradients.
+        logits: From (n,) indices into rows · width to (n, vocabulary) logits, with gradients.
+    """
+
+    hidden: Tensor
+    logits: Callable[[Tensor], Tensor]
+
+
+def read(model: Any, parts: tuple[nn.Module, nn.Module] | None, **inputs: Any) -> Reading:
+    """Run a model without cache or dropout.
 
     Args:
         model: A causal language model.
         parts: What ``split_model`` says of it.
-        places: (rows, width) booleans, or (places,) indices into rows · width.
         **inputs: Arguments of the model, on its device.
-
-    Returns:
-        (places, vocabulary), row by row, with gradients.
     """
     with eval_mode(model):
         if parts is None:
-            every: Tensor = model(**inputs, use_cache=False).logits
-            return every.flatten(0, 1)[places.flatten()]
+            out = model(**inputs, use_cache=False, output_hidden_states=True)
+            every = out.logits.flatten(0, 1)
+            return Reading(out.hidden_states[-1].flatten(0, 1), lambda places: every[places])
         trunk, head = parts
-        hidden = trunk(**inputs, use_cache=False).last_hidden_state
-        logits: Tensor = head(hidden.flatten(0, 1)[places.flatten()])
-        return logits
+        hidden = trunk(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+        return Reading(hidden, lambda places: head(hidden[places]))
+
+
+LOGITS_AT_ONCE = 2**24
+"""Most logits that exist at once while sampled tokens are scored; 64 MiB in float32."""
+
+
+def in_chunks(
+    function: Callable[..., tuple[Tensor, ...]], *columns: Tensor | None, vocabulary: int
+) -> tuple[Tensor, ...]:
+    """Apply a function of whole distributions to a few tokens at a time.
+
+    The logits of a long batch never exist at once: those of a chunk are dropped after the forward
+    pass and made again in the backward pass.
+
+    Args:
+        function: From columns to a tuple of tensors, row by row.
+        *columns: (N, …) each; ``None`` stays ``None``.
+        vocabulary: Size of a distribution.
+    """
+    size = max(1, LOGITS_AT_ONCE // vocabulary)
+    total = next(len(c) for c in columns if c is not None)
+    if total <= size:
+        return function(*columns)
+    pieces = [
+        checkpoint(
+            function,
+            *(None if c is None else c[start : start + size] for c in columns),
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+        for start in range(0, total, size)
+    ]
+    return tuple(map(torch.cat, zip(*pieces, strict=True)))
 
 
 PolicyT = TypeVar("PolicyT")

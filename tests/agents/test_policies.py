@@ -32,13 +32,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from agents.objectives import kl_divergence
 from agents.policies.candidate import CandidatePolicy, Decision
 from agents.policies.causal_lm import CausalLMPolicy, TokenSequence
 from agents.policies.models import (
     attention_window,
     eval_mode,
     frozen_copy,
-    kl_divergence,
     load_model,
     split_model,
 )

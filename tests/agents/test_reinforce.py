@@ -373,7 +373,7 @@ def test_the_gradient_is_clipped_and_its_own_norm_is_told() -> None:
         step()
 
     agent.optimizer.step = look
-    assert agent.step_optimizer() == pytest.approx(norm, rel=1e-6)
+    assert agent.step_optimizer(0.0) == pytest.approx(norm, rel=1e-6)
     assert taken == [pytest.approx(1e-3, rel=1e-3)]
 
 
@@ -432,7 +432,7 @@ def test_p24_a_crash_while_saving_leaves_a_checkpoint(
     def crash(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    for moment in ("agents.base.save_file", "agents.base.os.replace"):
+    for moment in ("agents.policy_agent.save_file", "agents.base.os.replace"):
         with monkeypatch.context() as patch:
             patch.setattr(moment, crash)
             with pytest.raises(KeyboardInterrupt):

@@ -573,7 +573,7 @@ def test_a_disk_that_fills_up_later_ends_the_run_with_how_to_go_on(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("agents.base.save_file", full)
+        patch.setattr("agents.policy_agent.save_file", full)
         with pytest.raises(SystemExit) as ended:
             train.main([*SMALL, *dialogues, "--track=jsonl", "--out", str(tmp_path / "run")])
     assert ended.value.code == 2

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llm_envs
+from agents.baselines import RandomPlayer, random_span
 from agents.evaluation import Evaluation, evaluate
 from agents.rollout import play
 from benchmarks import reference_scores
@@ -21,14 +22,12 @@ from benchmarks.reference_scores import (
     HEURISTICS,
     Measured,
     OraclePlayer,
-    RandomPlayer,
     RulePlayer,
     expectation_table,
     lead_sentence,
     markdown,
     measure,
     most_similar_span,
-    random_span,
     read_conversation,
     score_table,
     sentences,

@@ -1,0 +1,272 @@
+"""PPO for language models, with credit for every turn; and GRPO, which has no critic.
+
+A rollout is used several times, in minibatches, and a clip keeps the policy near the one that
+sampled it:
+
+    L = -(1/D) Σ_i Σ_t min(ρ_it A_i, clip(ρ_it, 1-ε, 1+ε) A_i),    ρ_it = π / π_old of token t
+
+PPO's advantages A_i are those of whole answers: a critic V on the policy's trunk says what the
+conversation before answer i is worth, and GAE runs across the turns of the dialogue. GRPO compares
+an answer with the others to the same prompt instead.
+
+Differences from Schulman et al. (2017): time steps of the credit are answers and not tokens, while
+the clip works on tokens (or with ``ratio="sequence"`` on whole answers); minibatches hold whole
+dialogues, since one forward pass serves all turns of one. GRPO differs from Shao et al. (2024) in
+what later work found better or right: no division by the group's standard deviation unless
+``std=True`` and none by the answer's length (Liu et al., 2025, "Dr. GRPO"), and a KL penalty, if
+any, that follows the reverse KL (their k3 loss follows the forward one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Generic, Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents import objectives
+from agents.policy_agent import Batch, PolicyAgent, PolicyConfig
+from agents.rollout import Rollout
+
+
+@dataclass(frozen=True)
+class ClippedConfig(PolicyConfig):
+    """Settings of the clipped update."""
+
+    epochs: int = 2
+    """Times that a rollout is used."""
+    minibatches: int = 2
+    """Gradient steps of each time."""
+    clip: float = 0.2
+    """ε: how far a ratio may go before its gradient is cut off."""
+    ratio: Literal["token", "sequence"] = "token"
+    """Whether ratios are those of tokens or of whole answers."""
+    old_log_probs: Literal["sampler", "recomputed"] = "sampler"
+    """Where π_old comes from: the sampler kept it, or one more forward pass tells it."""
+    target_kl: float | None = None
+    """The update stops once the policy is this far from π_old, in nats a token (k3)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("epochs", "minibatches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it has to be 1 or more.")
+        if not self.clip > 0 or (self.target_kl is not None and not self.target_kl > 0):
+            raise ValueError(
+                f"clip is {self.clip} and target_kl {self.target_kl}; give more than 0."
+            )
+
+
+ClippedConfigT = TypeVar("ClippedConfigT", bound=ClippedConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """What every answer of a rollout is credited with, (D,) each.
+
+    Attributes:
+        advantages: A_i.
+        values: V(s_i) of the critic when the rollout was played; ``None`` without one.
+        returns: What the critic is to predict; ``None`` without one.
+    """
+
+    advantages: Tensor
+    values: Tensor | None = None
+    returns: Tensor | None = None
+
+
+class ClippedAgent(PolicyAgent[ClippedConfigT], Generic[ClippedConfigT]):
+    """The clipped update; where the credit comes from is left open."""
+
+    def credit(self, rollout: Rollout, rewards: Tensor) -> Credit:
+        """Return the credit of every answer for its (D,) rewards."""
+        raise NotImplementedError
+
+    def loss(self, batch: Batch, credit: Credit, answers: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the clipped loss of a micro-batch out of a minibatch of that many answers."""
+        c = self.config
+        log_ratios = batch.scores.log_probs - batch.old_log_probs
+        of = batch.answer_of_token
+        if c.ratio == "sequence":
+            log_ratios, of = objectives.answer_log_ratios(log_ratios, of.to(log_ratios.device))
+        advantages = credit.advantages.to(log_ratios)[of]
+        loss = objectives.ppo_clip_loss(log_ratios, advantages, answers, c.clip)
+        clipped = (log_ratios.detach().expm1().abs() > c.clip).to(loss).sum()
+        return loss, {"clipped": clipped}
+
+    def update(self, rollout: Rollout) -> dict[str, float]:
+        """Take ``epochs`` times ``minibatches`` gradient steps, or fewer if they lead too far."""
+        rewards, charged = self.charged_rewards(rollout)
+        credit = self.credit(rollout, rewards)
+        if self.config.old_log_probs == "recomputed":
+            rollout = self.recompute(rollout)
+        steps: list[dict[str, float]] = []
+        for members in self.minibatches(rollout):
+            metrics = self.accumulate_gradients(rollout, credit, members)
+            target = self.config.target_kl
+            if target is not None and metrics["train/kl_old"] > target and steps:
+                self.optimizer.zero_grad()
+                break
+            metrics["train/grad_norm"] = self.step_optimizer(metrics["train/loss"])
+            steps.append(metrics)
+        means = {name: float(np.mean([step[name] for step in steps])) for name in steps[0]}
+        means |= charged | {"train/updates": float(len(steps))}
+        self.adapt_kl(means, len(rewards))
+        return means
+
+    def accumulate_gradients(
+        self, rollout: Rollout, credit: Credit, members: list[int]
+    ) -> dict[str, float]:
+        """Add the gradient of a minibatch of sequences to the parameters'; return metrics."""
+        counted = [rollout.decision_of[i] for i in members]
+        answers = int(torch.cat(counted).bincount().count_nonzero())
+        tokens = max(1, sum(map(len, counted)))
+
+        def objective(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            loss, shares = self.loss(batch, credit, answers)
+            with torch.no_grad():
+                kls = objectives.kl_k3(batch.old_log_probs, batch.scores.log_probs)
+            shares["kl_old"] = kls.sum() / tokens
+            shares["clipped"] = shares["clipped"] / (
+                answers if self.config.ratio == "sequence" else tokens
+            )
+            return loss, shares
+
+        return self.accumulate(rollout, objective, members)
+
+    def minibatches(self, rollout: Rollout) -> Iterator[list[int]]:
+        """Deal the sequences out, once an epoch; the order depends on seed and iteration only."""
+        count = len(rollout.sequences)
+        rng = np.random.default_rng(np.random.SeedSequence((self.seed, self.iteration)))
+        for _ in range(self.config.epochs):
+            order = rng.permutation(count)
+            for part in np.array_split(order, min(count, self.config.minibatches)):
+                yield sorted(part.tolist())
+
+    def recompute(self, rollout: Rollout) -> Rollout:
+        """Return the rollout with the log-probabilities that the update's own forward pass has."""
+        found: dict[int, Tensor] = {}
+        for members in self.policy.micro_batches(rollout.sequences):
+            with torch.no_grad():
+                scores = self.policy.score([rollout.sequences[i] for i in members])
+            lengths = [len(rollout.decision_of[i]) for i in members]
+            found |= zip(members, torch.split(scores.log_probs.cpu(), lengths), strict=True)
+        return replace(rollout, old_log_probs=[found[i] for i in range(len(found))])
+
+
+@dataclass(frozen=True)
+class PPOConfig(ClippedConfig):
+    """Settings of PPO."""
+
+    gamma: float = 0.0
+    """Discount over the turns of a dialogue; 0 credits each answer with its own reward only."""
+    lam: float = 0.95
+    """λ of GAE: 1 trusts the rewards, 0 the critic."""
+    value_coef: float = 0.1
+    """Weight of the critic's loss."""
+    value_clip: float = 0.0
+    """How far a value may move in one update; 0 for any distance."""
+    normalise_advantages: bool = True
+    """Scale the advantages of a rollout to mean 0 and standard deviation 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("gamma", "lam"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it lies in [0, 1].")
+
+
+class PPO(ClippedAgent[PPOConfig]):
+    """Proximal policy optimization; see the module for the equations."""
+
+    name = "ppo"
+    config_class = PPOConfig
+
+    @property
+    def needs_critic(self) -> bool:
+        """Whether a value head is trained."""
+        return True
+
+    def credit(self, rollout: Rollout, rewards: Tensor) -> Credit:
+        """Return GAE across the turns of each dialogue, and the critic's targets A_i + V(s_i)."""
+        c = self.config
+        values, bootstrap = self.values(rollout)
+        table = objectives.gae(
+            rollout.by_turn(rewards),
+            rollout.by_turn(values),
+            bootstrap,
+            rollout.lengths,
+            c.gamma,
+            c.lam,
+        )
+        advantages = table[rollout.rows, rollout.turns]
+        returns = advantages + values
+        if c.normalise_advantages and len(advantages) > 1:
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        return Credit(advantages, values, returns)
+
+    @torch.no_grad()
+    def values(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """Return V before every answer, (D,), and V of what truncated episodes were left in.
+
+        The latter is (episodes,), 0 for episodes that came to their end.
+        """
+        critic = self.critic
+        assert critic is not None
+        values = torch.zeros_like(rollout.rewards)
+        for members in self.policy.micro_batches(rollout.sequences):
+            found = self.policy.values([rollout.sequences[i] for i in members], critic)
+            values[torch.cat([rollout.states_of(i) for i in members])] = found.to(values)
+        bootstrap = values.new_zeros(rollout.episodes)
+        rows, left = list(rollout.left_in), list(rollout.left_in.values())
+        for members in self.policy.micro_batches(left):
+            found = self.policy.values([left[i] for i in members], critic)
+            bootstrap[torch.tensor([rows[i] for i in members])] = found.to(values)
+        return values, bootstrap
+
+    def loss(self, batch: Batch, credit: Credit, answers: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the clipped loss with the critic's."""
+        loss, shares = super().loss(batch, credit, answers)
+        values = batch.scores.values
+        assert values is not None
+        assert credit.values is not None
+        assert credit.returns is not None
+        value_loss = objectives.value_loss(
+            values,
+            credit.returns.to(values)[batch.answer_of_value],
+            answers,
+            credit.values.to(values)[batch.answer_of_value],
+            self.config.value_clip,
+        )
+        return loss + self.config.value_coef * value_loss, {**shares, "value_loss": value_loss}
+
+
+@dataclass(frozen=True)
+class GRPOConfig(ClippedConfig):
+    """Settings of GRPO."""
+
+    std: bool = False
+    """Divide by the standard deviation of the group, as the paper does."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.group_size < 2:
+            raise ValueError(
+                f"GRPO compares answers to one prompt, but group_size is {self.group_size}. Use 2 "
+                "or more, or ppo."
+            )
+
+
+class GRPO(ClippedAgent[GRPOConfig]):
+    """Group-relative policy optimization; each answer is credited with its own turn's reward."""
+
+    name = "grpo"
+    config_class = GRPOConfig
+
+    def credit(self, rollout: Rollout, rewards: Tensor) -> Credit:
+        """Return rewards centred on the mean of their group."""
+        groups = self.groups(rollout)
+        return Credit(objectives.group_advantage(rewards, groups, std=self.config.std))

@@ -1,0 +1,42 @@
+"""The agents, by the names that the command line knows them by."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from agents.base import Agent, Family
+from llm_envs.datasets.splits import did_you_mean
+
+AGENTS: dict[str, str] = {
+    "reinforce": "agents.reinforce:Reinforce",
+    "rloo": "agents.reinforce:RLOO",
+    "ppo": "agents.ppo:PPO",
+    "grpo": "agents.ppo:GRPO",
+    "immediate-reward": "agents.immediate_reward:ImmediateReward",
+    "supervised": "agents.supervised:Supervised",
+    "random": "agents.baselines:Random",
+    "linucb": "agents.baselines:LinUCB",
+    "thompson": "agents.baselines:Thompson",
+}
+"""Name -> "module:Class"; a module is imported when its agent is asked for."""
+
+
+def agent_class(name: str) -> type[Agent[Any]]:
+    """Return the agent of that name.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if name not in AGENTS:
+        raise ValueError(
+            f"There is no agent {name!r}.{did_you_mean(name, AGENTS)} "
+            f"There are: {', '.join(AGENTS)}."
+        )
+    module, cls = AGENTS[name].split(":")
+    return getattr(import_module(module), cls)  # type: ignore[no-any-return]
+
+
+def agents_for(family: Family) -> list[str]:
+    """Return the names of the agents that can play a family of tasks."""
+    return [name for name in AGENTS if family in agent_class(name).families]

@@ -1,0 +1,109 @@
+"""Maximum likelihood on accepted answers: the imitation line, which needs to be told them.
+
+The policy is led through each episode by the accepted answers and learns to say them,
+
+    L = -(1/D) Σ_i log π(a*_i | s_i),
+
+which is REINFORCE with advantage 1 on the oracle's answers. It is no competitor of the agents that
+learn by reward but a line to compare them with: it is given what they have to find out.
+
+On choosing tasks the accepted answer is a candidate with the best score.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents import objectives
+from agents.policies.candidate import Choices
+from agents.policies.causal_lm import Conversations
+from agents.policy_agent import Batch, PolicyAgent, PolicyConfig
+from agents.rollout import Rollout, collect, episode_seeds
+
+
+@dataclass(frozen=True)
+class SupervisedConfig(PolicyConfig):
+    """Settings of maximum likelihood."""
+
+    prompts: int = 128
+    group_size: int = 1
+
+
+class Supervised(PolicyAgent[SupervisedConfig]):
+    """Imitates the accepted answers; see the module."""
+
+    name = "supervised"
+    config_class = SupervisedConfig
+
+    def collect(self) -> Rollout:
+        """Play the episodes of this iteration with the accepted answers."""
+        c = self.config
+        seeds = episode_seeds(self.seed, self.iteration, c.prompts, c.group_size)
+        rng = np.random.default_rng(np.random.SeedSequence((self.seed, self.iteration)))
+        return collect(Teacher(self.policy.begin(), rng), self.envs, seeds=seeds, look=True)
+
+    def update(self, rollout: Rollout) -> dict[str, float]:
+        """Take one gradient step towards the accepted answers."""
+        answers = len(rollout.rewards)
+
+        def objective(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            log_probs = batch.scores.log_probs
+            return objectives.reinforce_loss(log_probs, torch.ones_like(log_probs), answers), {}
+
+        metrics = self.accumulate(rollout, objective)
+        metrics["train/grad_norm"] = self.step_optimizer(metrics["train/loss"])
+        return metrics
+
+
+class Teacher:
+    """Plays what the environment accepts, in the policy's own tokens.
+
+    Args:
+        policy: The policy's player; it writes down what is said, as if it had said it.
+        rng: Chooses among candidates that are equally good.
+    """
+
+    def __init__(self, policy: Conversations | Choices, rng: np.random.Generator) -> None:
+        self.policy = policy
+        self.rng = rng
+        self.references: list[tuple[str, ...]] = []
+        self.candidate_scores: list[Any] = []
+
+    @property
+    def sequences(self) -> list[Any]:
+        """What was read and said."""
+        return self.policy.sequences
+
+    @property
+    def cut(self) -> int:
+        """Answers that were longer than the policy may write."""
+        return self.policy.cut
+
+    @property
+    def answers(self) -> int:
+        """Number of answers."""
+        return self.policy.answers
+
+    def state_of(self, row: int, observation: Any) -> Any:
+        """Return the state that a row is in."""
+        return self.policy.state_of(row, observation)
+
+    def peek(self, envs: Any) -> None:
+        """Look at what is accepted."""
+        self.references, self.candidate_scores = envs.references, envs.candidate_scores
+
+    def act(self, observations: dict[int, Any], turn: int) -> dict[int, Any]:
+        """Give an accepted answer to each row's observation."""
+        if isinstance(self.policy, Conversations):
+            said = {row: self.references[row][0] for row in observations}
+            return self.policy.act(observations, turn, said=said)
+        chosen = {}
+        for row in observations:
+            scores = np.asarray(self.candidate_scores[row])
+            chosen[row] = int(self.rng.choice(np.flatnonzero(scores == scores.max())))
+        return self.policy.act(observations, turn, said=chosen)
