@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from agents import train
 from agents.base import Agent, AgentConfig
+from agents.registry import AGENTS
 from agents.reinforce import Reinforce, ReinforceConfig
 
 TESTS = Path(__file__).parent
@@ -521,7 +522,7 @@ def test_a_mistake_ends_the_process_with_a_sentence_on_standard_error(tmp_path: 
     ended = command("--agent", "nobody", cwd=tmp_path)
     assert ended.returncode == 2
     assert ended.stdout == ""
-    assert ended.stderr == "There is no agent 'nobody'. There are: reinforce.\n"
+    assert ended.stderr == f"There is no agent 'nobody'. There are: {', '.join(AGENTS)}.\n"
     assert list(tmp_path.iterdir()) == []
 
 
