@@ -44,8 +44,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "Summarization-v0": {"learning_rate": 3e-4, "max_new_tokens": 40},
     "RecommendationClicks-v0": {"prompts": 8, "group_size": 4},
 }
-# The same for one agent on one environment.
-AGENT_PRESETS: dict[tuple[str, str], dict[str, Any]] = {}
+# The same for one agent, on any environment.
+AGENT_PRESETS: dict[str, dict[str, Any]] = {
+    "supervised": {"prompts": 32, "group_size": 1},  # one answer is accepted: no need of several
+}
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def _defaults(agent: str, env: str) -> Arguments[Any]:
     cls = agent_class(agent)
     config_class: Any = cls.config_class
     known = {f.name for f in dataclasses.fields(config_class)}
-    preset = {**PRESETS.get(env, {}), **AGENT_PRESETS.get((agent, env), {})}
+    preset = {**PRESETS.get(env, {}), **AGENT_PRESETS.get(agent, {})}
     settings = config_class(**{k: v for k, v in preset.items() if k in known})
     return Arguments(settings=settings, policy=cls.default_policy)
 
