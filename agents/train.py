@@ -41,8 +41,13 @@ from llm_envs.datasets.splits import did_you_mean
 # Settings that suit an environment better than the general defaults; the command line overrules.
 PRESETS: dict[str, dict[str, Any]] = {
     "DialogueQA-v0": {"prompts": 8, "group_size": 4, "learning_rate": 6e-4},
-    "Summarization-v0": {"learning_rate": 3e-4, "max_new_tokens": 40},
-    "RecommendationClicks-v0": {"prompts": 8, "group_size": 4},
+    "Summarization-v0": {
+        "prompts": 8,
+        "group_size": 4,
+        "learning_rate": 6e-4,
+        "max_new_tokens": 40,
+    },
+    "RecommendationClicks-v0": {"prompts": 4, "group_size": 4, "learning_rate": 3e-4},
 }
 # The same for one agent, on any environment.
 AGENT_PRESETS: dict[str, dict[str, Any]] = {

@@ -19,7 +19,7 @@ from scipy import stats
 from agents.registry import AGENTS, agents_for
 from benchmarks.experiment import Run, complete, finished, result
 
-STEPS = {"DialogueQA-v0": 3072, "Summarization-v0": 1024, "RecommendationClicks-v0": 1024}
+STEPS = {"DialogueQA-v0": 3072, "Summarization-v0": 1536, "RecommendationClicks-v0": 1024}
 CHOOSING = ("RecommendationClicks-v0",)
 
 
@@ -83,6 +83,7 @@ def main() -> None:
     a = tyro.cli(Arguments, description=__doc__, prog="python -m benchmarks.compare")
     if not a.only_show:
         runs = [run for env in a.envs for agent in a.agents for run in runs_of(env, agent, a)]
+        runs.sort(key=lambda run: run.seed)  # a comparison that is cut has fewer seeds, not agents
         complete(runs, a.out, workers=a.workers, report="test")
     Console().print(markdown(a), markup=False, highlight=False, soft_wrap=True)
 
