@@ -67,7 +67,7 @@ class Arguments(Generic[ConfigT]):
     """Agent; its own settings are listed below."""
     policy: str = "tiny"
     """Language model: "tiny" (embedded), a folder, or a hub id; "none" for agents without one."""
-    steps: int = 12_000
+    steps: int = 4_096
     """Environment steps (answers given) to train for, in all."""
     seed: int = 0
     """Seed of everything."""
