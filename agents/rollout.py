@@ -37,6 +37,16 @@ class Oracle(Protocol):
         ...
 
 
+@runtime_checkable
+class MessageReader(Protocol):
+    """A player that is shown each row's conversation, ``info["messages"]``, as its observation.
+
+    Chat templates are made for messages; :func:`play` looks for the attribute alone.
+    """
+
+    reads_messages: bool
+
+
 @dataclass(slots=True)
 class Rollout:
     """Whole episodes with what every answer earned; D answers ("decisions") in N sampled tokens.
@@ -98,6 +108,15 @@ def row_of(observations: Any, i: int) -> Any:
     return observations[i]
 
 
+def _messages(info: dict[str, Any]) -> Any:
+    if "messages" not in info:
+        raise ValueError(
+            "The policy reads messages (it uses a chat template), and the environment gives no "
+            "info['messages']. Add them to its info, or make the policy with chat=False."
+        )
+    return info["messages"]
+
+
 def play(
     player: Player,
     envs: Any,
@@ -112,7 +131,7 @@ def play(
     that nothing of the next episodes is trained on.
 
     Args:
-        player: Answers observations.
+        player: Answers observations, or messages (:class:`MessageReader`).
         envs: A vector environment with n rows, in any autoreset mode.
         seeds: n seeds, one a row.
         options: Options of the reset.
@@ -121,9 +140,13 @@ def play(
 
     Returns:
         Every step, turn by turn.
+
+    Raises:
+        ValueError: The player reads messages, and the environment gives none.
     """
     n = envs.num_envs
-    observations, _ = envs.reset(seed=list(seeds), options=options)
+    observations, infos = envs.reset(seed=list(seeds), options=options)
+    each = step_infos(infos, n)
     idle = "" if isinstance(envs.single_action_space.sample(), str) else 0
     active = list(range(n))
     steps: list[Step] = []
@@ -133,7 +156,11 @@ def play(
         known = envs.candidate_scores if look else [None] * n
         if look and isinstance(player, Oracle):
             player.peek(envs)
-        actions = player.act({r: row_of(observations, r) for r in active}, turn)
+        if isinstance(player, MessageReader):
+            seen = {r: _messages(each[r]) for r in active}
+        else:
+            seen = {r: row_of(observations, r) for r in active}
+        actions = player.act(seen, turn)
         observations, rewards, terminated, truncated, infos = envs.step(
             [actions.get(r, idle) for r in range(n)]
         )
