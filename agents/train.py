@@ -33,12 +33,14 @@ import llm_envs
 from agents import runs
 from agents.base import Agent, ConfigT, checkpoint_folder
 from agents.evaluation import Evaluation
+from agents.policy_agent import PolicyAgent
 from agents.registry import agent_class
 from agents.tracking import Tracker
 from llm_envs.core.rendering import printable
 from llm_envs.datasets.splits import did_you_mean
 
-# Settings that suit an environment better than the general defaults; the command line overrules.
+# Settings with which language models learn an environment better than with the general defaults;
+# the command line overrules.
 PRESETS: dict[str, dict[str, Any]] = {
     "DialogueQA-v0": {"prompts": 8, "group_size": 4, "learning_rate": 6e-4},
     "Summarization-v0": {
@@ -122,9 +124,8 @@ def parse(argv: Sequence[str]) -> Arguments[Any]:
 def _defaults(agent: str, env: str) -> Arguments[Any]:
     cls = agent_class(agent)
     config_class: Any = cls.config_class
-    known = {f.name for f in dataclasses.fields(config_class)}
-    preset = {**PRESETS.get(env, {}), **AGENT_PRESETS.get(agent, {})}
-    settings = config_class(**{k: v for k, v in preset.items() if k in known})
+    preset = PRESETS.get(env, {}) if issubclass(cls, PolicyAgent) else {}
+    settings = config_class(**{**preset, **AGENT_PRESETS.get(agent, {})})
     return Arguments(settings=settings, policy=cls.default_policy)
 
 
