@@ -521,7 +521,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             arguments = parse(sys.argv[1:] if argv is None else argv)
             run = prepare(arguments, console)
-        except (ValueError, TypeError, OSError) as error:
+        except (ValueError, TypeError, OSError, ImportError) as error:
             _fail(str(error), error)
         try:
             train(run, console, samples=arguments.samples)

@@ -133,7 +133,7 @@ def save_int8(model: Any, folder: str | Path) -> None:
 def load_int8(folder: str | Path) -> Any:
     """Read what :func:`save_int8` wrote."""
     config = AutoConfig.from_pretrained(folder)
-    model: Any = AutoModelForCausalLM.from_config(config)
+    model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     quantize(model)  # makes the places; their values come now
     model.load_state_dict(load_file(Path(folder) / WEIGHTS_FILE), strict=False)
     return model.requires_grad_(False).eval()

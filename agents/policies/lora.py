@@ -117,7 +117,7 @@ def adapter_off(model: Any) -> Iterator[None]:
     """Make a model compute what it would without its adapter."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
     trainable = [p for layer in layers for p in layer.parameters() if p.requires_grad]
     for layer in layers:
         layer.enable_adapters(False)
