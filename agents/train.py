@@ -40,12 +40,19 @@ from llm_envs.datasets.splits import did_you_mean
 
 # Settings that suit an environment better than the general defaults; the command line overrules.
 PRESETS: dict[str, dict[str, Any]] = {
-    "DialogueQA-v0": {"learning_rate": 6e-4},
-    "Summarization-v0": {"learning_rate": 3e-4, "max_new_tokens": 40},
-    "RecommendationClicks-v0": {"prompts": 8, "group_size": 4},
+    "DialogueQA-v0": {"prompts": 8, "group_size": 4, "learning_rate": 6e-4},
+    "Summarization-v0": {
+        "prompts": 8,
+        "group_size": 4,
+        "learning_rate": 6e-4,
+        "max_new_tokens": 40,
+    },
+    "RecommendationClicks-v0": {"prompts": 4, "group_size": 4, "learning_rate": 3e-4},
 }
-# The same for one agent on one environment.
-AGENT_PRESETS: dict[tuple[str, str], dict[str, Any]] = {}
+# The same for one agent, on any environment.
+AGENT_PRESETS: dict[str, dict[str, Any]] = {
+    "supervised": {"prompts": 32, "group_size": 1},  # one answer is accepted: no need of several
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class Arguments(Generic[ConfigT]):
     """Agent; its own settings are listed below."""
     policy: str = "tiny"
     """Language model: "tiny" (embedded), a folder, or a hub id; "none" for agents without one."""
-    steps: int = 12_000
+    steps: int = 4_096
     """Environment steps (answers given) to train for, in all."""
     seed: int = 0
     """Seed of everything."""
@@ -116,7 +123,7 @@ def _defaults(agent: str, env: str) -> Arguments[Any]:
     cls = agent_class(agent)
     config_class: Any = cls.config_class
     known = {f.name for f in dataclasses.fields(config_class)}
-    preset = {**PRESETS.get(env, {}), **AGENT_PRESETS.get((agent, env), {})}
+    preset = {**PRESETS.get(env, {}), **AGENT_PRESETS.get(agent, {})}
     settings = config_class(**{k: v for k, v in preset.items() if k in known})
     return Arguments(settings=settings, policy=cls.default_policy)
 

@@ -23,8 +23,15 @@ from rich.console import Console
 
 from benchmarks.experiment import Run, complete, finished, validation_scores
 
-RATES = {"sgd": (1e-2, 1e-1, 1.0), "adam": (1e-4, 3e-4, 1e-3)}
-"""Learning rates that every reading is tried with: Adam's steps are of another size."""
+RATES = {
+    ("broadcast", "sgd"): (1e-4, 1e-3, 1e-2),
+    ("broadcast", "adam"): (1e-5, 1e-4, 1e-3),
+    ("", "sgd"): (1e-2, 1e-1, 1.0),
+    ("", "adam"): (1e-4, 3e-4, 1e-3),
+}
+"""Learning rates: as many for each reading, of a size that suits it. A loss that is added to every
+coordinate moves all of them by α times the loss, and a gradient of norm 1 the typical one by much
+less; Adam's steps are of another size again."""
 STEPS = {"DialogueQA-v0": 1024, "Summarization-v0": 512, "RecommendationClicks-v0": 512}
 COMMON: dict[str, Any] = {
     "prompts": 4,
@@ -49,6 +56,11 @@ class Reading:
     def name(self) -> str:
         """Name in tables and folders."""
         return "-".join(asdict(self).values())
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Learning rates to try."""
+        return RATES["broadcast" if self.loss_term == "broadcast" else "", self.precondition]
 
     def settings(self, rate: float) -> dict[str, Any]:
         """Return the agent's settings; the formula as it is printed clips no gradient."""
@@ -99,9 +111,9 @@ def last_score(folder: Path) -> float:
 
 def best_rate(reading: Reading, env: str, a: Arguments) -> float:
     """Return the learning rate that did best with the first seed; of equals the smallest."""
-    rates = RATES[reading.precondition]
     return max(
-        rates, key=lambda r: (last_score(a.out / run_of(reading, env, r, a.seeds[0]).name), -r)
+        reading.rates,
+        key=lambda r: (last_score(a.out / run_of(reading, env, r, a.seeds[0]).name), -r),
     )
 
 
@@ -163,7 +175,7 @@ def main() -> None:
             tuning = [
                 run_of(reading, env, rate, a.seeds[0])
                 for reading in READINGS
-                for rate in RATES[reading.precondition]
+                for rate in reading.rates
             ]
             complete(tuning, a.out, workers=a.workers, report="none")
             chosen = [

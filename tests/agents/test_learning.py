@@ -15,9 +15,9 @@ from agents import train
 @pytest.mark.parametrize(
     ("env", "steps", "least"),
     [
-        ("DialogueQA-v0", 12_000, 0.2),
-        ("Summarization-v0", 3_072, 0.0),
-        ("RecommendationClicks-v0", 4_096, 0.0),
+        ("DialogueQA-v0", 4_096, 0.2),
+        ("Summarization-v0", 1_536, 0.0),
+        ("RecommendationClicks-v0", 2_048, 0.0),
     ],
 )
 def test_the_embedded_model_learns_by_immediate_reward(
