@@ -44,7 +44,7 @@ from agents.objectives import kl_divergence
 from agents.policies.candidate import CandidatePolicy
 from agents.policies.causal_lm import CausalLMPolicy, TokenSequence
 from agents.policies.int8 import is_int8, quantize
-from agents.policies.lora import BASE_FOLDER, has_adapter, read_pointer
+from agents.policies.lora import BASE_FOLDER, has_adapter, read_pointer, resolved
 from agents.policies.models import TINY, in_chunks, pad_right, split_model
 from agents.policy_agent import POLICIES, Policy
 from agents.rollout import Player, collect, episode_seeds, play
@@ -366,7 +366,7 @@ def weight_files(name: str | Path) -> set[Path]:
             p.resolve() for ending in ("safetensors", "bin") for p in part.glob(f"*.{ending}")
         }
         if (pointer := read_pointer(part)) is not None:
-            found |= weight_files(pointer["name"])
+            found |= weight_files(resolved(pointer["name"], part))
     return found
 
 

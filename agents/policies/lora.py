@@ -18,8 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
+
+ADAPTER_FILE = "adapter_config.json"
+"""What peft writes beside the weights of an adapter."""
 
 POINTER_FILE = "base_model.json"
 """Beside a saved adapter: the name and the digest of the model that it belongs to."""
@@ -208,16 +212,23 @@ def write_pointer(model: Any, folder: Path, unnamed: str = f"./{BASE_FOLDER}") -
     (folder / POINTER_FILE).write_text(pointer + "\n", encoding="utf-8")
 
 
-def read_pointer(folder: str | Path) -> dict[str, str] | None:
-    """Return name and digest of the model that a folder points at; ``None`` if it does not."""
-    path = Path(folder) / POINTER_FILE
-    if not path.is_file():
-        return None
-    base: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-    return {**base, "name": _found(base["name"], folder)}
+def read_pointer(folder: str | Path) -> dict[str, Any] | None:
+    """Return name and digest of the model that a folder points at; ``None`` if it does not.
+
+    An adapter that others have written names its model too, without a digest.
+    """
+    path, theirs = Path(folder) / POINTER_FILE, Path(folder) / ADAPTER_FILE
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    if theirs.is_file():
+        config = json.loads(theirs.read_text(encoding="utf-8"))
+        return {"name": config["base_model_name_or_path"], "digest": None}
+    return None
 
 
-def _found(name: str, folder: str | Path) -> str:
+def resolved(name: str, folder: str | Path) -> str:
+    """Return the name that a folder points with as one that can be loaded from anywhere."""
     return str((Path(folder) / name).resolve()) if name.startswith(".") else name
 
 
@@ -228,22 +239,30 @@ def load_adapter(model: Any, folder: str | Path) -> None:
         ImportError: The package ``peft`` is missing.
         ValueError: The model is not the one that was meant.
     """
-    path = Path(folder) / POINTER_FILE
-    base: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-    if (now := digest(model)) != base["digest"]:
+    base = read_pointer(folder)
+    assert base is not None
+    now = digest(model)
+    if base["digest"] not in (None, now):
         raise ValueError(
-            f"{folder} belongs to the model {_found(base['name'], folder)!r} with the digest "
+            f"{folder} belongs to the model {resolved(base['name'], folder)!r} with the digest "
             f"{base['digest']}, and what is there now has {now}: its weights have changed. Put "
-            f"back the old ones, or say in {path} where they are."
+            f"back the old ones, or say in {POINTER_FILE} where they are."
         )
-    if not (Path(folder) / "adapter_config.json").is_file():
+    if not (Path(folder) / ADAPTER_FILE).is_file():
         return
-    _peft()
-    model.load_adapter(str(folder), is_trainable=True)
+    peft = _peft()
+    config = peft.PeftConfig.from_pretrained(str(folder))
+    config.inference_mode = False
+    # Not model.load_adapter: a model that has been through it is saved under other names.
+    model.add_adapter(config)
+    peft.set_peft_model_state_dict(
+        model, load_file(Path(folder) / "adapter_model.safetensors", device=str(model.device))
+    )
     # A model that lies beside its adapter goes where the adapter goes.
-    model.adapter_base = {**base, "name": None if base["name"].startswith(".") else base["name"]}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
+    name = None if base["name"].startswith(".") else base["name"]
+    model.adapter_base = {"name": name, "digest": now}
+    for parameter_name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in parameter_name)
 
 
 def hold_frozen_in_bfloat16(model: Any) -> None:

@@ -16,6 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from agents.policies.int8 import is_int8, load_int8, save_int8
 from agents.policies.lora import (
+    BASE_FOLDER,
     POINTER_FILE,
     AdapterOff,
     Lora,
@@ -24,6 +25,7 @@ from agents.policies.lora import (
     load_adapter,
     merge_adapter,
     read_pointer,
+    resolved,
     save_adapter,
 )
 
@@ -225,6 +227,8 @@ def load_model(
             model = load_int8(where)
         elif pointer is None:
             model = AutoModelForCausalLM.from_pretrained(where, dtype=precision)
+            if has_adapter(model):
+                raise ValueError("it is an adapter. Download it, and give its folder.")
     except (OSError, ValueError) as error:
         raise ValueError(
             f"No causal language model could be loaded from {str(name)!r}: {error}\n"
@@ -234,7 +238,7 @@ def load_model(
     if tokenizer.eos_token_id is None:
         raise ValueError(f"The tokenizer of {str(name)!r} has no end-of-sequence token.")
     if pointer is not None:
-        model = _load_beneath(name, pointer["name"], dtype)
+        model = _load_beneath(name, resolved(pointer["name"], where), dtype)
         load_adapter(model, where)
     if merge and has_adapter(model):
         merge_adapter(model)
@@ -259,12 +263,15 @@ def save_model(model: Any, tokenizer: Any, folder: str | Path) -> None:
     Weights are in safetensors. Of a model with an adapter only the adapter is written, with the
     name of the model beneath it, or with that model if it was not loaded by name.
     """
-    save = save_adapter if has_adapter(model) else save_int8 if is_int8(model) else None
-    if save is None:
-        model.save_pretrained(folder)
+    if has_adapter(model):
+        save_adapter(model, folder)
+    elif is_int8(model):
+        save_int8(model, folder)
     else:
-        save(model, folder)
-    tokenizer.save_pretrained(folder)
+        model.save_pretrained(folder)
+    folders = (Path(folder), Path(folder) / BASE_FOLDER)
+    for each in folders if folders[1].is_dir() else folders[:1]:
+        tokenizer.save_pretrained(each)
 
 
 Parts = tuple[Any, Any] | None
