@@ -18,7 +18,9 @@ from agents import objectives
 from agents.base import Agent, AgentConfig, at_least
 from agents.policies.candidate import CandidatePolicy
 from agents.policies.causal_lm import CausalLMPolicy
-from agents.policies.models import Critic, Scores, frozen_copy
+from agents.policies.int8 import is_int8
+from agents.policies.lora import Lora, add_adapter, has_adapter, hold_frozen_in_bfloat16
+from agents.policies.models import Critic, Passes, Scores, bfloat16_wanted, frozen_copy
 from agents.rollout import Player, Rollout, collect, episode_seeds
 from agents.sampling import SamplingConfig
 
@@ -61,6 +63,16 @@ class PolicyConfig(AgentConfig):
     """Answers over which an adapted weight may change by a fifth."""
     micro_batch_tokens: int = 8192
     """Most tokens in one forward pass of the update; changes speed and memory only."""
+    gradient_checkpointing: bool = False
+    """Compute layers again in the backward pass: less memory, about a third more time."""
+    autocast: Literal["auto", "bf16", "none"] = "auto"
+    """Precision of the forward passes, of sampling too: bfloat16 by autocast (but the head and all
+    log-probabilities), or that of the weights. auto is bf16 on CUDA devices that have it."""
+    lora_rank: int = 0
+    """Rank of the LoRA adapters on all linear layers, which alone are trained; 0 trains every
+    weight. With adapters the KL penalty's reference takes no memory. (Extra: llm-envs[lora].)"""
+    lora_alpha: float | None = None
+    """Their scale is alpha / rank; None is twice the rank."""
 
     @property
     def rows(self) -> int:
@@ -70,7 +82,9 @@ class PolicyConfig(AgentConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 1, "prompts", "group_size", "micro_batch_tokens", "kl_horizon")
-        at_least(self, 0, "learning_rate", "weight_decay", "max_grad_norm", "kl_coef")
+        at_least(self, 0, "learning_rate", "weight_decay", "max_grad_norm", "kl_coef", "lora_rank")
+        if self.lora_alpha is not None and not self.lora_alpha > 0:
+            raise ValueError(f"lora_alpha is {self.lora_alpha}; give more than 0, or None.")
         if not self.temperature > 0:
             raise ValueError(
                 f"temperature is {self.temperature}; training needs chance, so give more than 0. "
@@ -133,6 +147,13 @@ class PolicyAgent(Agent[PolicyConfigT]):
                 f"{self.env_id} is a {self.family} task and {type(self.policy).__name__} is a "
                 f"policy for {self.policy.family}. Use {POLICIES[self.family].__name__}."
             )
+        if is_int8(self.policy.model):
+            raise ValueError(
+                "The weights of this model are held in 8 bits, for use; they cannot be trained. "
+                "Train the model that it was made from."
+            )
+        if self.lora is not None and not has_adapter(self.policy.model):
+            add_adapter(self.policy.model, self.lora)
         self._rule(self.policy)
         self.reference: Any = frozen_copy(self.policy) if self.config.kl_coef else None
         self.kl_coef = self.config.kl_coef
@@ -144,13 +165,19 @@ class PolicyAgent(Agent[PolicyConfigT]):
 
     def _load_policy(self, name: str) -> Policy:
         if self.family == "choosing":
-            return CandidatePolicy.from_pretrained(name, relative=True, device=self.device)
-        return CausalLMPolicy.from_pretrained(name, device=self.device)
+            return CandidatePolicy.from_pretrained(
+                name, relative=True, device=self.device, lora=self.lora
+            )
+        return CausalLMPolicy.from_pretrained(name, device=self.device, lora=self.lora)
 
     def _rule(self, policy: Policy) -> None:
         """Have the policy play as this agent's configuration and seed say."""
         policy.generator.manual_seed(self.seed)
         policy.micro_batch_tokens = self.config.micro_batch_tokens
+        half = bfloat16_wanted(self.config.autocast, policy.device)
+        policy.passes = Passes(half, self.config.gradient_checkpointing)
+        if half and has_adapter(policy.model):
+            hold_frozen_in_bfloat16(policy.model)
         if isinstance(policy, CandidatePolicy):
             policy.temperature = self.config.temperature
         else:
@@ -162,6 +189,12 @@ class PolicyAgent(Agent[PolicyConfigT]):
         """How answers are drawn in training."""
         c = self.config
         return SamplingConfig(c.max_new_tokens, c.temperature, c.top_k, c.top_p)
+
+    @property
+    def lora(self) -> Lora | None:
+        """The adapter that is trained; ``None`` if all weights are."""
+        rank, alpha = self.config.lora_rank, self.config.lora_alpha
+        return Lora(rank, 2.0 * rank if alpha is None else alpha, self.seed) if rank else None
 
     @property
     def needs_critic(self) -> bool:
@@ -176,8 +209,9 @@ class PolicyAgent(Agent[PolicyConfigT]):
 
     @property
     def parameters_bytes(self) -> int:
-        """Size of the model, for the room that checkpoints need."""
-        return sum(p.numel() * p.element_size() for p in self.policy.model.parameters())
+        """Size of what is saved of the model, for the room that checkpoints need."""
+        saved = self.parameters if self.lora is not None else self.policy.model.parameters()
+        return sum(p.numel() * p.element_size() for p in saved)
 
     # --- learning --------------------------------------------------------------------------------
 
@@ -238,7 +272,9 @@ class PolicyAgent(Agent[PolicyConfigT]):
             sequences: Indices of the sequences to use; all of them if left out.
 
         Returns:
-            ``train/loss``, ``train/entropy``, ``train/kl`` and the objective's own.
+            ``train/loss``, ``train/entropy``, ``train/kl`` and the objective's own. In bfloat16
+            also ``train/sampler_gap``, the mean distance between a token's log-probability now and
+            in the rollout: rounding alone, until the policy has taken a step.
         """
         c = self.config
         chosen = list(range(len(rollout.sequences))) if sequences is None else list(sequences)
@@ -262,6 +298,9 @@ class PolicyAgent(Agent[PolicyConfigT]):
                 kl = scores.kls.sum() / tokens
                 loss = loss + self.kl_coef * kl
                 shares = {**shares, "kl": kl}
+            if self.policy.passes.bfloat16:
+                gap = (scores.log_probs.detach() - batch.old_log_probs).abs().sum() / tokens
+                shares = {**shares, "sampler_gap": gap}
             loss.backward()  # type: ignore[no-untyped-call]
             for name, share in {"loss": loss, "entropy": entropy, **shares}.items():
                 totals[name] = totals.get(name, 0.0) + share.item()
@@ -355,7 +394,7 @@ class PolicyAgent(Agent[PolicyConfigT]):
     def save_state(self, folder: Path) -> dict[str, Any]:
         """Write the policies, and in ``state.safetensors`` optimizer, critic and generator."""
         self.policy.save_pretrained(folder / "policy")
-        if self.reference is not None:
+        if self.reference is not None and not has_adapter(self.policy.model):
             self.reference.save_pretrained(folder / "reference")
         tensors = {"generator": self.policy.generator.get_state()}
         for index, moments in self.optimizer.state_dict()["state"].items():
@@ -376,7 +415,7 @@ class PolicyAgent(Agent[PolicyConfigT]):
                 f"The checkpoint {folder} was trained on the model {state['model']}, and its "
                 f"folder policy holds {now}. Put back the one that was written there."
             )
-        if self.reference is not None:
+        if self.reference is not None and not has_adapter(self.policy.model):
             load = type(self.policy).from_pretrained
             self.reference = frozen_copy(load(folder / "reference", device=self.device))
         self.kl_coef = state["kl_coef"]
@@ -396,7 +435,9 @@ class PolicyAgent(Agent[PolicyConfigT]):
     @classmethod
     def stored_policy(cls, folder: Path, state: dict[str, Any], device: str) -> Policy:
         """Return the policy of a checkpoint."""
-        return POLICIES[state["family"]].from_pretrained(folder / "policy", device=device)
+        return POLICIES[state["family"]].from_pretrained(
+            folder / "policy", device=device, merge=False
+        )
 
     def _model(self) -> str:
         """Say what is trained: class, size, and a digest of names and shapes."""

@@ -46,6 +46,7 @@ METRICS: Final[Mapping[str, str]] = {
     "train/kl_old": "mean KL divergence of the updated policy from the one that sampled (k3)",
     "train/clipped": "share of the ratios beyond the clip, in [0, 1]",
     "train/value_loss": "half the mean squared error of the critic",
+    "train/sampler_gap": "mean distance of a token's log-probability from the sampler's (bfloat16)",
     "train/updates": "gradient steps taken on a rollout",
     "train/grad_norm": "norm of the gradient before clipping",
     "train/learning_rate": "learning rate of the optimizer",

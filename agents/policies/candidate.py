@@ -13,8 +13,18 @@ import torch
 from torch import Tensor
 
 from agents.objectives import entropy, kl_divergence
+from agents.policies.lora import (
+    BASE_FOLDER,
+    AdapterOff,
+    Lora,
+    has_adapter,
+    read_pointer,
+    write_pointer,
+)
 from agents.policies.models import (
     Critic,
+    Parts,
+    Passes,
     Scores,
     attention_window,
     context_length,
@@ -22,7 +32,9 @@ from agents.policies.models import (
     load_model,
     pad_right,
     read,
+    save_model,
     split_model,
+    without_adapter,
 )
 from agents.sampling import at_least_float32, draw
 
@@ -94,10 +106,14 @@ class CandidatePolicy:
         model: A causal language model of ``transformers``.
         tokenizer: Its tokenizer.
         reply: What the user would say to a good candidate.
-        base: A causal language model with the same tokenizer.
+        base: A causal language model with the same tokenizer; or the model itself with its adapter
+            switched off.
         temperature: Divides the logits when sampling; 0 takes the best candidate.
         seed: Seed of the sampling.
         micro_batch_tokens: Most tokens, padding included, in one forward pass.
+
+    Attributes:
+        passes: How forward passes are made.
     """
 
     family = "choosing"
@@ -125,8 +141,13 @@ class CandidatePolicy:
         self.reply_text = reply
         self.reply: tuple[int, ...] = tuple(self._encode([reply])[0]) if reply else ()
         self.parts = split_model(model)
-        self.base = None if base is None else base.requires_grad_(False)
-        self.base_parts = None if base is None else split_model(base)
+        self.passes = Passes()
+        self.base = base
+        self.base_parts: Parts = None
+        if isinstance(base, AdapterOff):
+            self.base, self.base_parts = without_adapter(model, self.parts)
+        elif base is not None:
+            self.base_parts = split_model(base.requires_grad_(False))
         self.pad: int = tokenizer.pad_token_id or 0
         # Within the shortest window of attention all layers see the same.
         self.context = min(context_length(model), attention_window(model) or 2**31)
@@ -141,6 +162,8 @@ class CandidatePolicy:
         device: str = "auto",
         dtype: str = "float32",
         relative: bool = False,
+        lora: Lora | None = None,
+        merge: bool = True,
         **arguments: Any,
     ) -> CandidatePolicy:
         """Load a model: ``"tiny"`` (embedded), a hub id, or a folder.
@@ -150,14 +173,19 @@ class CandidatePolicy:
             device: ``"auto"`` or a torch device.
             dtype: Name of a torch dtype.
             relative: Whether the model as it is now becomes the base, if the folder has none.
+            lora: A new adapter to put on the model.
+            merge: What becomes of an adapter in the folder; see :func:`load_model`.
             **arguments: Arguments of the policy.
         """
-        model, tokenizer = load_model(name, device, dtype)
+        model, tokenizer = load_model(name, device, dtype, lora=lora, merge=merge)
         folder = Path(name)
         if (folder / "base").is_dir():
-            arguments["base"], _ = load_model(folder / "base", device, dtype)
+            if not merge and read_pointer(folder / "base"):
+                arguments["base"] = AdapterOff(model)
+            else:
+                arguments["base"], _ = load_model(folder / "base", device, dtype)
         elif relative:
-            arguments["base"] = copy.deepcopy(model)
+            arguments["base"] = AdapterOff(model) if has_adapter(model) else copy.deepcopy(model)
         if (folder / REPLY_FILE).exists():
             arguments.setdefault("reply", json.loads((folder / REPLY_FILE).read_text()))
         return cls(model, tokenizer, **arguments)
@@ -296,6 +324,7 @@ class CandidatePolicy:
         reading = read(
             model,
             parts,
+            self.passes,
             input_ids=ids.to(device),
             attention_mask=mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None],
             position_ids=pad_right(positions, 0).to(device),
@@ -342,13 +371,14 @@ class CandidatePolicy:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model (safetensors) and tokenizer; ``from_pretrained`` reads them."""
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        save_model(self.model, self.tokenizer, folder)
         if self.reply_text:
             (Path(folder) / REPLY_FILE).write_text(json.dumps(self.reply_text))
-        if self.base is not None:
-            self.base.save_pretrained(Path(folder) / "base")
+        if isinstance(self.base, AdapterOff):
+            write_pointer(self.model, Path(folder) / "base", f"../{BASE_FOLDER}")
             self.tokenizer.save_pretrained(Path(folder) / "base")
+        elif self.base is not None:
+            save_model(self.base, self.tokenizer, Path(folder) / "base")
 
 
 @dataclass(slots=True)

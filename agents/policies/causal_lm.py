@@ -15,17 +15,21 @@ from torch import Tensor
 
 from agents.objectives import entropy, kl_divergence
 from agents.policies.chat import CHAT_FILE, ChatTemplate, Said, as_messages
+from agents.policies.lora import Lora
 from agents.policies.models import (
     Critic,
+    Passes,
     Reading,
     Scores,
     attention_window,
+    bfloat16,
     context_length,
     eval_mode,
     in_chunks,
     load_model,
     pad_right,
     read,
+    save_model,
     split_model,
 )
 from agents.sampling import (
@@ -99,6 +103,9 @@ class CausalLMPolicy:
         system: A system message before every conversation (chat only); ``None`` leaves it to the
             template.
 
+    Attributes:
+        passes: How forward passes are made, of sampling and of ``score``.
+
     Raises:
         ValueError: ``chat`` without a template, a template that refuses the system message, or
             ``system`` without chat.
@@ -130,6 +137,7 @@ class CausalLMPolicy:
         self.sampling = sampling or SamplingConfig()
         self.generator = torch.Generator().manual_seed(seed)
         self.micro_batch_tokens = micro_batch_tokens
+        self.passes = Passes()
         self.end: int = tokenizer.eos_token_id if self.chat is None else self.chat.end
         self.pad: int = self.end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.context = context_length(model)
@@ -147,13 +155,15 @@ class CausalLMPolicy:
         *,
         device: str = "auto",
         dtype: str = "float32",
+        lora: Lora | None = None,
+        merge: bool = True,
         **arguments: Any,
     ) -> CausalLMPolicy:
         """Load a model: ``"tiny"`` (embedded), a hub id, or a folder; see :func:`load_model`.
 
         A folder that ``save_pretrained`` wrote tells ``chat`` and ``system`` too.
         """
-        model, tokenizer = load_model(name, device, dtype)
+        model, tokenizer = load_model(name, device, dtype, lora=lora, merge=merge)
         if (settings := Path(name) / CHAT_FILE).exists():
             arguments = json.loads(settings.read_text(encoding="utf-8")) | arguments
         return cls(model, tokenizer, **arguments)
@@ -255,7 +265,7 @@ class CausalLMPolicy:
 
     def read(self, ids: Tensor) -> Reading:
         """Read (rows, width) token ids."""
-        return read(self.model, self.parts, input_ids=ids.to(self.device))
+        return read(self.model, self.parts, self.passes, input_ids=ids.to(self.device))
 
     def _support(self, sequences: Sequence[TokenSequence], vocabulary: int) -> Tensor | None:
         """What each sampled token was drawn from; ``None`` where that was always everything."""
@@ -270,8 +280,7 @@ class CausalLMPolicy:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model (safetensors) and tokenizer; ``from_pretrained`` reads them."""
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        save_model(self.model, self.tokenizer, folder)
         if self.tokenizer.chat_template:
             system = None if self.chat is None else self.chat.system
             settings = json.dumps({"chat": self.chat is not None, "system": system}, indent=1)
@@ -320,7 +329,8 @@ class Conversations:
         if said is not None:
             completions = self._completions(said)
         else:
-            with eval_mode(self.policy.model):
+            model = self.policy.model
+            with eval_mode(model), bfloat16(model, self.policy.passes.bfloat16):
                 completions = self.sampler.answer(self._unread, self.sampling)
         self.policy.read_tokens += self.sampler.read_tokens
         self.sampler.read_tokens = 0

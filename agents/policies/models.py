@@ -12,6 +12,22 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from agents.policies.int8 import is_int8, load_int8, save_int8
+from agents.policies.lora import (
+    BASE_FOLDER,
+    POINTER_FILE,
+    AdapterOff,
+    Lora,
+    add_adapter,
+    has_adapter,
+    load_adapter,
+    merge_adapter,
+    read_pointer,
+    resolved,
+    save_adapter,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +93,84 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+@contextmanager
+def _forwards(modules: Sequence[Any], wrap: Callable[[Any], Callable[..., Any]]) -> Iterator[None]:
+    """Replace what modules do when they are called, for a while."""
+    for module in modules:
+        module.forward = wrap(module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward  # that of the class shows again
+
+
+@contextmanager
+def bfloat16(model: Any, enabled: bool = True) -> Iterator[None]:
+    """Run a model under autocast to bfloat16, but its head in the precision of its weights.
+
+    A logit of 30 has neighbours 1/8 away in bfloat16: log-probabilities, and with them ratios,
+    would be as coarse.
+    """
+    if not enabled:
+        yield
+        return
+    head = model.get_output_embeddings()
+    device = next(model.parameters()).device.type
+
+    def precise(head: Any) -> Callable[..., Any]:
+        forward = head.forward
+
+        def run(hidden: Tensor) -> Any:
+            with torch.autocast(device, enabled=False):
+                return forward(_as_read_by(head, hidden))
+
+        return run
+
+    heads = [] if head is None else [head]
+    with torch.autocast(device, torch.bfloat16), _forwards(heads, precise):
+        yield
+
+
+def _as_read_by(head: Any, hidden: Tensor) -> Tensor:
+    return hidden.to(getattr(head, "weight", hidden).dtype)
+
+
+@contextmanager
+def layers_recomputed(model: Any, enabled: bool = True) -> Iterator[None]:
+    """Keep of each layer its input only, and compute the layer again in the backward pass.
+
+    The switch that ``transformers`` has for it works in training mode alone, and policies run in
+    eval mode: so the layers are wrapped here. They are computed again without dropout too.
+
+    Raises:
+        ValueError: The model does not say what its layers are.
+    """
+    if not (enabled and torch.is_grad_enabled()):
+        yield
+        return
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} has no layers that can be computed again. Leave "
+            "gradient_checkpointing off; a smaller micro_batch_tokens saves memory too."
+        )
+
+    def again(layer: Any) -> Callable[..., Any]:
+        forward = layer.forward
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with eval_mode(layer):  # the caller's mode is back when the backward pass comes
+                return forward(*args, **kwargs)
+
+        return lambda *args, **kwargs: checkpoint(
+            run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
+        )
+
+    with _forwards(layers, again):
+        yield
+
+
 def resolve_device(device: str) -> torch.device:
     """Return the device; ``"auto"`` is CUDA, then Apple's MPS, then the CPU."""
     if device != "auto":
@@ -86,29 +180,55 @@ def resolve_device(device: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def bfloat16_wanted(autocast: str, device: torch.device) -> bool:
+    """Say whether forward passes are to be in bfloat16.
+
+    Args:
+        autocast: ``"bf16"``, ``"none"``, or ``"auto"``: on CUDA devices that compute in it.
+        device: Where the model lies.
+    """
+    if autocast == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return autocast == "bf16"
+
+
 TINY = Path(__file__).parent / "tiny"
 
 
-def load_model(name: str | Path, device: str, dtype: str) -> tuple[Any, Any]:
+def load_model(
+    name: str | Path, device: str, dtype: str, *, lora: Lora | None = None, merge: bool = True
+) -> tuple[Any, Any]:
     """Load a causal language model and its tokenizer.
 
     Args:
-        name: ``"tiny"`` (embedded), a hub id, or a folder.
+        name: ``"tiny"`` (embedded), a hub id, or a folder: of a model, of an adapter, or of what
+            ``save_model`` wrote.
         device: ``"auto"`` or a torch device.
         dtype: Name of a torch dtype, for example ``"float32"``.
+        lora: A new adapter to put on the model.
+        merge: Whether an adapter that lies in the folder becomes part of the weights; else it
+            stays beside them, trainable.
 
     Raises:
-        ValueError: The name leads to no model, the dtype is none, or the tokenizer has no
-            end-of-sequence token.
+        ValueError: The name leads to no model, the dtype is none, the tokenizer has no
+            end-of-sequence token, or an adapter's base is missing or has changed.
+        ImportError: An adapter needs the package ``peft``.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if not isinstance(precision := getattr(torch, dtype, None), torch.dtype):
         raise ValueError(f"{dtype!r} is no dtype of torch. Use 'float32' or 'bfloat16'.")
     where = TINY if str(name) == "tiny" else name
+    pointer = read_pointer(where)
+    model: Any
     try:
         tokenizer = AutoTokenizer.from_pretrained(where)
-        model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=precision)
+        if is_int8(where):
+            model = load_int8(where)
+        elif pointer is None:
+            model = AutoModelForCausalLM.from_pretrained(where, dtype=precision)
+            if has_adapter(model):
+                raise ValueError("it is an adapter. Download it, and give its folder.")
     except (OSError, ValueError) as error:
         raise ValueError(
             f"No causal language model could be loaded from {str(name)!r}: {error}\n"
@@ -117,10 +237,62 @@ def load_model(name: str | Path, device: str, dtype: str) -> tuple[Any, Any]:
         ) from error
     if tokenizer.eos_token_id is None:
         raise ValueError(f"The tokenizer of {str(name)!r} has no end-of-sequence token.")
+    if pointer is not None:
+        model = _load_beneath(name, resolved(pointer["name"], where), dtype)
+        load_adapter(model, where)
+    if merge and has_adapter(model):
+        merge_adapter(model)
+    if lora is not None and not has_adapter(model):
+        add_adapter(model, lora, name=name)
     return model.to(resolve_device(device)), tokenizer
 
 
-def split_model(model: Any) -> tuple[nn.Module, nn.Module] | None:
+def _load_beneath(adapter: str | Path, base: str, dtype: str) -> Any:
+    try:
+        return load_model(base, "cpu", dtype)[0]
+    except ValueError as error:
+        raise ValueError(
+            f"The adapter in {adapter} belongs to the model {base!r}, which cannot be loaded. Say "
+            f"in its {POINTER_FILE} where that is now. ({error})"
+        ) from error
+
+
+def save_model(model: Any, tokenizer: Any, folder: str | Path) -> None:
+    """Write a model and its tokenizer; :func:`load_model` reads them.
+
+    Weights are in safetensors. Of a model with an adapter only the adapter is written, with the
+    name of the model beneath it, or with that model if it was not loaded by name.
+    """
+    if has_adapter(model):
+        save_adapter(model, folder)
+    elif is_int8(model):
+        save_int8(model, folder)
+    else:
+        model.save_pretrained(folder)
+    folders = (Path(folder), Path(folder) / BASE_FOLDER)
+    for each in folders if folders[1].is_dir() else folders[:1]:
+        tokenizer.save_pretrained(each)
+
+
+Parts = tuple[Any, Any] | None
+"""Trunk and head of a model, if it is made of these two and nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """How forward passes are made.
+
+    Attributes:
+        bfloat16: In bfloat16 by autocast, all but the head; log-probabilities are float32.
+        gradient_checkpointing: Layers are computed again in the backward pass: less memory, about
+            a third more time, the same gradients.
+    """
+
+    bfloat16: bool = False
+    gradient_checkpointing: bool = False
+
+
+def split_model(model: Any) -> Parts:
     """Take a model apart into trunk and head, if head(trunk(x)) is exactly what the model says.
 
     The head can then be applied where logits are needed, and nowhere else. Some models do more
@@ -161,22 +333,27 @@ class Reading:
     logits: Callable[[Tensor], Tensor]
 
 
-def read(model: Any, parts: tuple[nn.Module, nn.Module] | None, **inputs: Any) -> Reading:
+def read(model: Any, parts: Parts, how: Passes, **inputs: Any) -> Reading:
     """Run a model without cache or dropout.
 
     Args:
         model: A causal language model.
         parts: What ``split_model`` says of it.
+        how: How the pass is made.
         **inputs: Arguments of the model, on its device.
     """
-    with eval_mode(model):
+    with (
+        eval_mode(model),
+        bfloat16(model, how.bfloat16),
+        layers_recomputed(model, how.gradient_checkpointing),
+    ):
         if parts is None:
             out = model(**inputs, use_cache=False, output_hidden_states=True)
             every = out.logits.flatten(0, 1)
             return Reading(out.hidden_states[-1].flatten(0, 1), lambda places: every[places])
         trunk, head = parts
         hidden = trunk(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
-        return Reading(hidden, lambda places: head(hidden[places]))
+        return Reading(hidden, lambda places: head(_as_read_by(head, hidden[places])))
 
 
 LOGITS_AT_ONCE = 2**24
@@ -216,8 +393,20 @@ PolicyT = TypeVar("PolicyT")
 
 
 def frozen_copy(policy: PolicyT) -> PolicyT:
-    """Return a policy with weights of its own that never change: a reference."""
+    """Return a policy whose weights never change: a reference.
+
+    It has weights of its own, or is the same model with its adapter switched off.
+    """
     frozen: Any = copy.copy(policy)
-    frozen.model = copy.deepcopy(frozen.model).requires_grad_(False)
-    frozen.parts = split_model(frozen.model)
+    if has_adapter(frozen.model):
+        frozen.model, frozen.parts = without_adapter(frozen.model, frozen.parts)
+    else:
+        frozen.model = copy.deepcopy(frozen.model).requires_grad_(False)
+        frozen.parts = split_model(frozen.model)
     return frozen  # type: ignore[no-any-return]
+
+
+def without_adapter(model: Any, parts: Parts) -> tuple[AdapterOff, Parts]:
+    """Return a model with its adapter switched off, and its parts."""
+    off = None if parts is None else (AdapterOff(model, parts[0]), AdapterOff(model, parts[1]))
+    return AdapterOff(model), off

@@ -17,7 +17,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
-from agents.policies.models import Critic, load_model, pad_right, read, split_model
+from agents.policies.models import Critic, Passes, load_model, pad_right, read, split_model
 from agents.sampling import at_least_float32
 
 
@@ -78,7 +78,7 @@ class CausalLMExtractor(BaseFeaturesExtractor):
         # Padding stands on the right, where causal attention never looks, and positions count from
         # the first token: no mask is needed.
         ids = pad_right([rows[i] for i in kept], 0).to(lengths.device)
-        reading = read(self.model, self.parts, input_ids=ids)
+        reading = read(self.model, self.parts, Passes(), input_ids=ids)
         places = torch.tensor(owner, device=ids.device) * ids.shape[1] + lengths - 1
         found = (reading.hidden[places], reading.logits(places))
         return torch.cat([at_least_float32(x) for x in found], dim=1)
