@@ -170,14 +170,6 @@ class Agent(ABC, Generic[ConfigT]):
         """Play and learn once, and count it in ``env_steps``; return metrics."""
 
     @abstractmethod
-    def learn_from(self, batch: Any) -> dict[str, float]:
-        """Learn from what ``iterate`` has played; return ``train/…`` metrics.
-
-        Raises:
-            FloatingPointError: A reward, the loss, the gradient or a weight is not finite.
-        """
-
-    @abstractmethod
     def player(self, deterministic: bool) -> Player:
         """Return what plays as the agent does now: at its best, or as in training."""
 
@@ -198,6 +190,16 @@ class Agent(ABC, Generic[ConfigT]):
     def parameters_bytes(self) -> int:
         """Size of what is trained, for the room that checkpoints need."""
         return 0
+
+    def learn_from(self, batch: Any) -> dict[str, float]:
+        """Learn from a batch that ``iterate`` has played; return ``train/…`` metrics.
+
+        Agents that learn while they play have no ``batch``, and do not learn from one.
+
+        Raises:
+            FloatingPointError: A reward, the loss, the gradient or a weight is not finite.
+        """
+        raise NotImplementedError
 
     # --- learning --------------------------------------------------------------------------------
 
@@ -287,9 +289,9 @@ class Agent(ABC, Generic[ConfigT]):
                 self.save(fresh / "agent")
                 write_batch(self.batch, fresh)
         except (OSError, TypeError) as error:
-            return f"{when}; its batch could not be kept ({error})."
+            return f"{when}; what led to it could not be kept ({error})."
         return (
-            f"{when}; the agent and its batch were kept. "
+            f"{when}; what led to it was kept. "
             f"Replay: python -m agents.replay {shlex.quote(str(failed))}"
         )
 

@@ -21,7 +21,7 @@ def failed_update(folder: str | Path, *, device: str = "auto") -> tuple[Agent[An
     """Return the agent and the batch of an update that failed.
 
     ``agent.learn_from(batch)`` does it again. The batch is ``None`` if it failed while it was
-    played; then ``agent.iterate()`` does.
+    played, or of an agent that learns while it plays; then ``agent.iterate()`` does.
 
     Raises:
         ValueError: The folder holds no failed update, or its agent cannot be loaded here.

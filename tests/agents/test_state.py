@@ -173,16 +173,18 @@ def make_model(family: str = "llama", width: int = 16) -> Any:
     )
 
 
-SETTINGS = {"prompts": 2, "group_size": 2, "max_new_tokens": 3, "checkpoint_every": 1}
-
-
 def make_agent(name: str = "reinforce", env: str = "Letters-v9", **settings: Any) -> Any:
     cls = agent_class(name)
-    given = {"eval_every": 0, **settings}
-    if cls.default_policy == "none":
-        return cls("none", env, **{"episodes": 4, "checkpoint_every": 1, **given})
-    policy = CandidatePolicy if env == "Pick-v9" else CausalLMPolicy
-    return cls(policy(make_model(), make_tokenizer()), env, **{**SETTINGS, **given})
+    policy: Any = CandidatePolicy if env == "Pick-v9" else CausalLMPolicy
+    small: dict[str, Any] = {"prompts": 2, "group_size": 2, "max_new_tokens": 3}
+    if name.startswith("sb3-"):
+        small = {"n_envs": 2, "n_steps": 4}
+        small |= {} if env == "Pick-v9" else {"max_new_tokens": 3}
+    elif cls.default_policy == "none":
+        small = {"episodes": 4}
+    alone = cls.default_policy == "none" or (name.startswith("sb3-") and env == "Pick-v9")
+    made = "none" if alone else policy(make_model(), make_tokenizer())
+    return cls(made, env, **{**small, "checkpoint_every": 1, "eval_every": 0, **settings})
 
 
 def weights(agent: Any) -> Tensor:
@@ -638,16 +640,14 @@ def test_a_batch_is_read_as_it_was_written(env: str, tmp_path: Path) -> None:
 
 
 NEVER = 10_000
+OURS = [(name, env) for name, env in PLAYABLE if not name.startswith("sb3-")]
 
 
-@pytest.mark.parametrize("env", ["Letters-v9", "Endless-v9", "Pick-v9"])
-@pytest.mark.parametrize("name", list(AGENTS))
+@pytest.mark.parametrize(("name", "env"), [*OURS, ("reinforce", "Endless-v9")])
 def test_a_reward_that_is_no_number_stops_the_run_and_its_batch_is_kept(
     name: str, env: str, tmp_path: Path
 ) -> None:
     cls = agent_class(name)
-    if (name, env.replace("Endless", "Letters")) not in PLAYABLE:
-        pytest.skip(f"{name} does not play it")
     few: Any = {"episodes": 1} if cls.default_policy == "none" else {"prompts": 1}
     agent = make_agent(name, env, env_kwargs={"letters": ["a", "b", "n"]}, seed=2, **few)
     with pytest.raises(FloatingPointError) as stopped:
@@ -673,6 +673,23 @@ def test_a_reward_that_is_no_number_stops_the_run_and_its_batch_is_kept(
     else:
         batch[:] = [dataclasses.replace(step, reward=0.5) for step in batch]
     failed.learn_from(batch)  # the reward was all that was wrong
+
+
+@pytest.mark.parametrize(
+    ("name", "env"), [(name, env) for name, env in PLAYABLE if name.startswith("sb3-")]
+)
+def test_an_agent_that_learns_while_it_plays_stops_too(name: str, env: str, tmp_path: Path) -> None:
+    agent = make_agent(name, env, env_kwargs={"letters": ["a"] * 20 + ["n"]}, seed=1)
+    with pytest.raises(FloatingPointError) as stopped:
+        agent.learn(NEVER, folder=tmp_path)
+    assert f"Update {agent.iteration} began after {agent.env_steps} env" in str(stopped.value)
+    assert agent.iteration > 0, "choose another seed: there is no checkpoint yet"
+    last = agent_class(name).load(tmp_path / "checkpoints" / "last", device="cpu")
+    assert (last.iteration, last.env_steps) == (agent.iteration, agent.env_steps)
+    failed, batch = replay.failed_update(tmp_path / "failed", device="cpu")
+    assert batch is None
+    with pytest.raises(FloatingPointError, match=f"A reward of iteration {agent.iteration} is nan"):
+        failed.iterate()
 
 
 def spoiled_at(update: int, agent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
