@@ -37,6 +37,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
+import llm_envs
 from agents import runs
 from agents.base import at_least, checkpoint_folder
 from agents.evaluation import evaluate
@@ -50,6 +51,7 @@ from agents.policy_agent import POLICIES, Policy
 from agents.rollout import Player, collect, episode_seeds, play
 from agents.sampling import SamplingConfig, at_least_float32
 from llm_envs.core.rendering import printable
+from llm_envs.datasets.splits import did_you_mean
 
 REPORT_FILE = "compression.json"
 
@@ -154,6 +156,10 @@ def locate(a: Arguments) -> Source:
         raise ValueError(
             f"{a.source} does not tell what it was trained on. Say --env, for example "
             "--env DialogueQA-v0."
+        )
+    if env.removeprefix("llm_envs/") not in (ids := llm_envs.registered_ids()):
+        raise ValueError(
+            f"There is no environment {env!r}.{did_you_mean(env, ids)} There are: {', '.join(ids)}."
         )
     env_kwargs = known.get("env_kwargs", {}) if a.env in (None, known.get("env")) else {}
     if a.env_kwargs is not None:
