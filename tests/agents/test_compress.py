@@ -443,10 +443,10 @@ def test_a_run_is_compressed_and_measured(
 
 
 def test_ways_combine(run: Path, tmp_path: Path) -> None:
-    common = ["--env", "Spell-v9", "--device", "cpu"]
-    main([str(run), "--method", "merge", "--out", str(tmp_path / "a"), *common])
-    main([str(tmp_path / "a"), "--method", "int8", *common])  # beside it, by default
+    main([str(run), "--method", "merge", "--out", str(tmp_path / "a"), "--device", "cpu"])
+    main([str(tmp_path / "a"), "--method", "int8", "--device", "cpu"])  # beside it, by default
     report = json.loads((tmp_path / "int8" / "compression.json").read_text())
+    assert (report["env"], report["max_new_tokens"]) == ("Spell-v9", 4)
     assert report["original"]["bytes"] > report["compressed"]["bytes"]
 
 
