@@ -6,22 +6,29 @@ language model have more in common: :mod:`agents.policy_agent`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
+import shlex
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import gymnasium as gym
 import torch
+from safetensors import SafetensorError
 
+import llm_envs
+from agents.batches import write_batch
 from agents.evaluation import Evaluation, evaluate
 from agents.rollout import Player
+from agents.runs import sync
 from agents.tracking import Tracker
 from llm_envs.datasets.splits import Split, did_you_mean
 
@@ -141,6 +148,8 @@ class Agent(ABC, Generic[ConfigT]):
         self.iteration = 0
         self.env_steps = 0
         self.best_score: float | None = None
+        self.batch: Any = None
+        """What the update under way learns from, once it has been played."""
         self.stop_requested = False
 
     def _configure(self, config: ConfigT | None, settings: dict[str, Any]) -> ConfigT:
@@ -182,6 +191,16 @@ class Agent(ABC, Generic[ConfigT]):
         """Size of what is trained, for the room that checkpoints need."""
         return 0
 
+    def learn_from(self, batch: Any) -> dict[str, float]:
+        """Learn from a batch that ``iterate`` has played; return ``train/…`` metrics.
+
+        Agents that learn while they play have no ``batch``, and do not learn from one.
+
+        Raises:
+            FloatingPointError: A reward, the loss, the gradient or a weight is not finite.
+        """
+        raise NotImplementedError
+
     # --- learning --------------------------------------------------------------------------------
 
     def learn(
@@ -202,8 +221,9 @@ class Agent(ABC, Generic[ConfigT]):
             The agent itself. ``stop_requested = True`` ends learning after the current update.
 
         Raises:
-            FloatingPointError: A reward, the loss or the gradient is not finite. The weights are
-                those of the update before, and what led to it lies under ``failed`` in the folder.
+            FloatingPointError: A reward, the loss, the gradient or a weight is not finite. What led
+                to it lies under ``failed`` in the folder; ``checkpoints/last`` is the last good
+                one.
         """
         stopping = self.stop_requested
         while self.env_steps < total_steps and not stopping:
@@ -212,7 +232,8 @@ class Agent(ABC, Generic[ConfigT]):
             try:
                 metrics = self.iterate()
             except FloatingPointError as error:
-                raise FloatingPointError(f"{error}{self._keep_failure(folder)}") from error
+                raise FloatingPointError(f"{error} {self._keep_failure(folder)}") from error
+            self.batch = None
             last = self.env_steps >= total_steps
             if tracker is not None:
                 tracker.log(metrics, env_steps=self.env_steps)
@@ -240,9 +261,39 @@ class Agent(ABC, Generic[ConfigT]):
             if folder is not None:
                 self.save(folder / "checkpoints" / "best")
 
+    def check_rewards(self, rewards: Sequence[float]) -> None:
+        """Refuse to learn from rewards that are no numbers.
+
+        Raises:
+            FloatingPointError: One is not finite.
+        """
+        for i, reward in enumerate(rewards):
+            if not math.isfinite(reward):
+                raise FloatingPointError(
+                    f"The reward of answer {i} of update {self.iteration} is {reward}; nothing was "
+                    "learned from it. Look at what the environment scores."
+                )
+
     def _keep_failure(self, folder: Path | None) -> str:
-        """Write what led to numbers that are none; return a sentence that says where."""
-        return ""
+        """Write what led to numbers that are none; return a sentence that says where.
+
+        The agent is kept as it is now: a step that failed was not taken, but PPO may have taken
+        others on the same batch.
+        """
+        when = f"Update {self.iteration} began after {self.env_steps:,} environment steps"
+        if folder is None:
+            return f"{when}."
+        failed = folder / "failed"
+        try:
+            with replacing(failed) as fresh:
+                self.save(fresh / "agent")
+                write_batch(self.batch, fresh)
+        except (OSError, TypeError) as error:
+            return f"{when}; what led to it could not be kept ({error})."
+        return (
+            f"{when}; what led to it was kept. "
+            f"Replay: python -m agents.replay {shlex.quote(str(failed))}"
+        )
 
     # --- playing ---------------------------------------------------------------------------------
 
@@ -276,40 +327,32 @@ class Agent(ABC, Generic[ConfigT]):
 
         No file holds pickled code.
         """
-        folder = Path(folder)
-        fresh = folder.with_name(folder.name + ".new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        state = {
-            "agent": self.name,
-            "env": self.env_id,
-            "env_kwargs": self.env_kwargs,
-            "data": self._data(),
-            "policy": self.policy_name,
-            "family": self.family,
-            "seed": self.seed,
-            "config": dataclasses.asdict(self.config),
-            "iteration": self.iteration,
-            "env_steps": self.env_steps,
-            "best_score": self.best_score,
-            "own": self.save_state(fresh),
-            **more,
-        }
-        (fresh / "state.json").write_text(json.dumps(state, indent=1, default=str))
-        old = folder.with_name(folder.name + ".old")
-        if folder.exists():  # else the old one is all there is, left by a crash
-            shutil.rmtree(old, ignore_errors=True)
-            os.replace(folder, old)
-        os.replace(fresh, folder)
-        shutil.rmtree(old, ignore_errors=True)
+        with replacing(Path(folder)) as fresh:
+            state = {
+                "version": llm_envs.__version__,
+                "agent": self.name,
+                "env": self.env_id,
+                "env_kwargs": self.env_kwargs,
+                "data": self._data(),
+                "policy": self.policy_name,
+                "family": self.family,
+                "seed": self.seed,
+                "config": dataclasses.asdict(self.config),
+                "iteration": self.iteration,
+                "env_steps": self.env_steps,
+                "best_score": self.best_score,
+                "own": self.save_state(fresh),
+                **more,
+            }
+            (fresh / "state.json").write_text(json.dumps(state, indent=1, default=str))
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "auto") -> Agent[ConfigT]:
         """Restore an agent from a checkpoint; it goes on exactly where it was.
 
         Raises:
-            ValueError: There is no checkpoint, another agent wrote it, or the environment is no
-                longer the one that it was trained on.
+            ValueError: There is no checkpoint, or another agent, other settings, another version of
+                the environment, other data or another model than here belong to it.
         """
         folder = checkpoint_folder(folder)
         state = json.loads((folder / "state.json").read_text())
@@ -325,6 +368,13 @@ class Agent(ABC, Generic[ConfigT]):
                 f"The checkpoint {folder} was trained on {state['env']}, which is not registered "
                 f"here: {error}"
             ) from error
+        known = {f.name for f in dataclasses.fields(cls.config_class)}
+        if different := sorted(known ^ state["config"].keys()):
+            raise ValueError(
+                f"The checkpoint {folder} was written by llm-envs {state.get('version')}, whose "
+                f"{cls.name} has other settings than here ({llm_envs.__version__}): they differ in "
+                f"{', '.join(different)}. Load it with that version."
+            )
         agent = cls(
             cls.stored_policy(folder, state, device),
             state["env"],
@@ -352,14 +402,45 @@ class Agent(ABC, Generic[ConfigT]):
         return f"{len(ids):,} examples (digest {digest})"
 
 
-def checkpoint_folder(folder: str | Path) -> Path:
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Give a new folder to fill; it takes the place of ``folder`` once it is complete.
+
+    A crash or a power failure, at whatever moment, leaves the whole new folder or the whole old
+    one, the latter under its name or with ``.old`` behind it (:func:`checkpoint_folder`).
+
+    Raises:
+        OSError: It cannot be written; then the old one stays.
+    """
+    fresh, old = (folder.with_name(folder.name + end) for end in (".new", ".old"))
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    try:
+        yield fresh
+    except SafetensorError as error:  # its way of saying that the disk is full
+        raise OSError(f"{fresh} cannot be written ({error})") from error
+    for path in (*fresh.rglob("*"), fresh):
+        sync(path)
+    if folder.exists():  # else the old one is all there is, left by a crash
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+    os.replace(fresh, folder)
+    sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def checkpoint_folder(folder: str | Path, holds: str = "state.json") -> Path:
     """Return the folder of a checkpoint; after a crash between two renames it is the old one.
+
+    Args:
+        folder: What :func:`replacing` filled.
+        holds: A file that it has to hold.
 
     Raises:
         ValueError: There is none.
     """
     folder = Path(folder)
     for candidate in (folder, folder.with_name(folder.name + ".old")):
-        if (candidate / "state.json").exists():
+        if (candidate / holds).exists():
             return candidate
-    raise ValueError(f"{folder} is not a checkpoint: it holds no state.json.")
+    raise ValueError(f"{folder} is not a checkpoint: it holds no {holds}.")

@@ -108,20 +108,23 @@ class Baseline(Agent[BaselineConfigT]):
 
     config_class: ClassVar[type[BaselineConfig]]
 
-    def learn_from(self, steps: Sequence[Step]) -> None:
-        """Learn from what was played."""
+    def learn_from(self, batch: Sequence[Step]) -> dict[str, float]:
+        """Learn from what was played, if its rewards are finite."""
+        self.check_rewards([step.reward for step in batch])
+        return {}
 
     def iterate(self) -> dict[str, float]:
         """Play a batch of episodes and learn from it."""
         seeds = episode_seeds(self.seed, self.iteration, self.config.episodes, 1)
-        steps = play(self.player(False), self.envs, seeds=seeds)
-        self.learn_from(steps)
+        steps = self.batch = play(self.player(False), self.envs, seeds=seeds)
+        trained = self.learn_from(steps)
         self.iteration += 1
         self.env_steps += len(steps)
         scores = [step.info["score"] for step in steps if "score" in step.info]
         return {
             "rollout/reward": float(np.mean([step.reward for step in steps])),
             "rollout/score": float(np.mean(scores)) if scores else 0.0,
+            **trained,
         }
 
     def save_state(self, folder: Path) -> dict[str, Any]:
@@ -177,11 +180,13 @@ class LinearBandit(Baseline[LinearBanditConfig]):
         self.precision = np.eye(width) * self.config.ridge
         self.moment = np.zeros(width)
 
-    def learn_from(self, steps: Sequence[Step]) -> None:
+    def learn_from(self, batch: Sequence[Step]) -> dict[str, float]:
         """Add what was chosen, and what it earned."""
-        chosen = np.stack([with_intercept(s.observation["features"])[s.action] for s in steps])
+        metrics = super().learn_from(batch)
+        chosen = np.stack([with_intercept(s.observation["features"])[s.action] for s in batch])
         self.precision = self.precision + chosen.T @ chosen
-        self.moment = self.moment + chosen.T @ np.array([s.reward for s in steps])
+        self.moment = self.moment + chosen.T @ np.array([s.reward for s in batch])
+        return metrics
 
     def player(self, deterministic: bool) -> Player:
         """Return what chooses by the estimate, or by the estimate and exploration."""

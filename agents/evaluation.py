@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -136,6 +137,7 @@ def evaluate(
 
     Raises:
         ValueError: ``episodes`` or ``batch`` is less than 1.
+        FloatingPointError: A score is not finite.
     """
     if batch < 1 or (episodes is not None and episodes < 1):
         raise ValueError(f"episodes is {episodes} and batch is {batch}; give 1 or more.")
@@ -162,6 +164,14 @@ def evaluate(
         envs.close()
     examples = task.examples
     probe.close()
+    for index, steps in played:
+        for step in steps:
+            if not math.isfinite(step.info.get("score", 0.0)):
+                raise FloatingPointError(
+                    f"The score of example {examples[index].id!r} of the {split} split is "
+                    f"{step.info['score']} at turn {step.turn}. Look at what the environment "
+                    "scores."
+                )
     parts = [_parts(steps) for _, steps in played]
     names = dict.fromkeys(name for found in parts for name in found)
     return Evaluation(

@@ -194,12 +194,25 @@ def batch_mean_advantage(rewards: Tensor) -> Tensor:
     """Centre rewards on their mean: A_i = r_i - (1/D) Σ_j r_j.
 
     The mean holds each sample's own reward, so the gradient's expectation is (D-1)/D of the true
-    one; :func:`leave_one_out_advantage` is the unbiased form.
+    one; :func:`leave_one_out_advantage` is the unbiased form. Rewards that are all alike have
+    exactly zero advantage.
 
     Args:
         rewards: (D,), at least one.
     """
-    return rewards - rewards.mean()
+    return torch.where(rewards.min() == rewards.max(), 0.0, rewards - rewards.mean())
+
+
+def normalised_advantage(advantages: Tensor) -> Tensor:
+    """Scale advantages to mean 0 and standard deviation 1; those all alike to exactly zero.
+
+    Args:
+        advantages: (D,), at least two.
+
+    Source: Huang et al. (2022), "The 37 Implementation Details of PPO", detail 7.
+    """
+    centred = batch_mean_advantage(advantages)
+    return centred / (advantages.std() + 1e-8)
 
 
 def leave_one_out_advantage(rewards: Tensor, groups: Tensor) -> Tensor:

@@ -219,19 +219,17 @@ class PolicyAgent(Agent[PolicyConfigT]):
         """Improve the policy by one rollout; return ``train/…`` metrics."""
         raise NotImplementedError
 
+    def learn_from(self, batch: Rollout) -> dict[str, float]:
+        """Update the policy by a rollout whose rewards are finite."""
+        self.check_rewards(batch.rewards.tolist())
+        return self.update(batch)
+
     def iterate(self) -> dict[str, float]:
         """Play a batch of episodes and update the policy by it."""
         began = time.perf_counter()
         read_before = self.policy.read_tokens
-        rollout = self.collect()
-        wrong = (~rollout.rewards.isfinite()).nonzero()
-        if len(wrong):
-            raise FloatingPointError(
-                f"The reward of answer {int(wrong[0])} of update {self.iteration} is "
-                f"{float(rollout.rewards[wrong[0]])}; nothing was learned from it. Look at what "
-                "the environment scores."
-            )
-        trained = self.update(rollout)
+        rollout = self.batch = self.collect()
+        trained = self.learn_from(rollout)
         self.iteration += 1
         self.env_steps += len(rollout.rewards)
         seconds = time.perf_counter() - began
@@ -352,7 +350,8 @@ class PolicyAgent(Agent[PolicyConfigT]):
             loss: The value of the loss, averaged over the batch.
 
         Raises:
-            FloatingPointError: Loss or gradient is not finite; the weights are left as they were.
+            FloatingPointError: Loss or gradient is not finite, and the weights are left as they
+                were; or the step made a weight infinite.
         """
         parameters = [p for p in self.parameters if p.grad is not None]
         limit = self.config.max_grad_norm or float("inf")
@@ -367,6 +366,12 @@ class PolicyAgent(Agent[PolicyConfigT]):
                 )
         self.take_step(loss)
         self.optimizer.zero_grad()
+        size = float(torch.nn.utils.get_total_norm(parameters))
+        if not math.isfinite(size):  # found before a checkpoint could hold it
+            raise FloatingPointError(
+                f"The step of update {self.iteration} made the norm of the weights {size}; the "
+                "last checkpoint is good. Lower the learning rate."
+            )
         return norm
 
     def take_step(self, loss: float) -> None:

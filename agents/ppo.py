@@ -205,7 +205,7 @@ class PPO(ClippedAgent[PPOConfig]):
         advantages = table[rollout.rows, rollout.turns]
         returns = advantages + values
         if c.normalise_advantages and len(advantages) > 1:
-            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+            advantages = objectives.normalised_advantage(advantages)
         return Credit(advantages, values, returns)
 
     @torch.no_grad()

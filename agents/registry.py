@@ -18,6 +18,9 @@ AGENTS: dict[str, str] = {
     "random": "agents.baselines:Random",
     "linucb": "agents.baselines:LinUCB",
     "thompson": "agents.baselines:Thompson",
+    "sb3-ppo": "agents.sb3:SB3PPO",
+    "sb3-a2c": "agents.sb3:SB3A2C",
+    "sb3-dqn": "agents.sb3:SB3DQN",
 }
 """Name -> "module:Class"; a module is imported when its agent is asked for."""
 

@@ -37,6 +37,25 @@ class Oracle(Protocol):
         ...
 
 
+@runtime_checkable
+class MessageReader(Protocol):
+    """A player that is shown each row's conversation, ``info["messages"]``, as its observation.
+
+    Chat templates are made for messages; :func:`play` looks for the attribute alone.
+    """
+
+    reads_messages: bool
+
+
+@runtime_checkable
+class StateTeller(Protocol):
+    """A player that can tell the state which a truncated episode was left in, for a critic."""
+
+    def state_of(self, row: int, observation: Any) -> Any:
+        """Return the state of a row as a sequence without an answer."""
+        ...
+
+
 @dataclass(slots=True)
 class Rollout:
     """Whole episodes with what every answer earned; D answers ("decisions") in N sampled tokens.
@@ -110,7 +129,7 @@ class Step:
     references: tuple[str, ...] = ()
     candidate_scores: Any = None
     observation: Any = None
-    left_in: Any = None  # the last observation, if the episode was truncated
+    left_in: Any = None  # the last state, if the episode was truncated
 
 
 def row_of(observations: Any, i: int) -> Any:
@@ -121,6 +140,15 @@ def row_of(observations: Any, i: int) -> Any:
             for key, value in observations.items()
         }
     return observations[i]
+
+
+def _messages(info: dict[str, Any]) -> Any:
+    if "messages" not in info:
+        raise ValueError(
+            "The policy reads messages (it uses a chat template), and the environment gives no "
+            "info['messages']. Add them to its info, or make the policy with chat=False."
+        )
+    return info["messages"]
 
 
 def play(
@@ -137,7 +165,7 @@ def play(
     that nothing of the next episodes is trained on.
 
     Args:
-        player: Answers observations.
+        player: Answers observations, or messages (:class:`MessageReader`).
         envs: A vector environment with n rows, in any autoreset mode.
         seeds: n seeds, one a row.
         options: Options of the reset.
@@ -146,9 +174,13 @@ def play(
 
     Returns:
         Every step, turn by turn.
+
+    Raises:
+        ValueError: The player reads messages, and the environment gives none.
     """
     n = envs.num_envs
-    observations, _ = envs.reset(seed=list(seeds), options=options)
+    observations, infos = envs.reset(seed=list(seeds), options=options)
+    each = step_infos(infos, n)
     idle = "" if isinstance(envs.single_action_space.sample(), str) else 0
     active = list(range(n))
     steps: list[Step] = []
@@ -158,14 +190,24 @@ def play(
         known = envs.candidate_scores if look else [None] * n
         if look and isinstance(player, Oracle):
             player.peek(envs)
-        seen = {r: row_of(observations, r) for r in active}
+        if isinstance(player, MessageReader):
+            seen = {r: _messages(each[r]) for r in active}
+        else:
+            seen = {r: row_of(observations, r) for r in active}
         actions = player.act(seen, turn)
         observations, rewards, terminated, truncated, infos = envs.step(
             [actions.get(r, idle) for r in range(n)]
         )
         each = step_infos(infos, n)
         for r in active:
-            left_in = _final_observation(observations, infos, r) if truncated[r] else None
+            left_in = None
+            if truncated[r] and isinstance(player, StateTeller):
+                final = (
+                    _messages(each[r])
+                    if isinstance(player, MessageReader)
+                    else _final_observation(observations, infos, r)
+                )
+                left_in = player.state_of(r, final)
             reward = float(rewards[r])
             steps.append(
                 Step(
@@ -214,7 +256,7 @@ def collect(player: Any, envs: Any, *, seeds: Sequence[int], look: bool = False)
         parts={part: float(np.mean(values)) for part, values in parts.items()},
         episodes=envs.num_envs,
         cut_share=player.cut / max(1, player.answers),
-        left_in={s.row: player.state_of(s.row, s.left_in) for s in steps if s.left_in is not None},
+        left_in={s.row: s.left_in for s in steps if s.left_in is not None},
     )
 
 

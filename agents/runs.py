@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,10 +48,53 @@ def prepare(folder: Path, *, needed_bytes: int) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes off a run folder.
+
+    The lock is the operating system's and ends with the process, however that ends: none is left
+    behind. Where there are no such locks (Windows, some network file systems) nothing is locked.
+
+    Raises:
+        ValueError: Another process trains in the folder.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"Another process is training in the run folder {folder} just now. Wait until it "
+                "has ended, or stop it with Ctrl-C, which saves; then --resume goes on."
+            ) from error
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk before anything that follows."""
+    if os.name == "nt":
+        return  # it does not sync what is open for reading only
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a crash leaves the old file or the new one."""
+    """Write JSON so that a crash or a power failure leaves the old file or the new one."""
     temporary = path.with_name(path.name + ".new")
     temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+    sync(temporary)
     os.replace(temporary, path)
 
 

@@ -102,8 +102,16 @@ def draw(log_probs: Tensor, uniforms: Tensor) -> Tensor:
 
     Returns:
         (rows,) token ids.
+
+    Raises:
+        FloatingPointError: A probability is not finite.
     """
     reached = log_probs.exp().cumsum(-1)
+    if not reached[:, -1].isfinite().all():
+        raise FloatingPointError(
+            "The policy's probabilities are not finite: its weights, or what it computes with "
+            "them, have become too large. Load an earlier checkpoint, or use float32."
+        )
     aims = uniforms[:, None] * reached[:, -1:]
     return torch.searchsorted(reached, aims, right=True)[:, 0]
 

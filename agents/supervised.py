@@ -23,7 +23,7 @@ from agents import objectives
 from agents.policies.candidate import Choices
 from agents.policies.causal_lm import Conversations
 from agents.policy_agent import Batch, PolicyAgent, PolicyConfig
-from agents.rollout import Rollout, collect, episode_seeds
+from agents.rollout import MessageReader, Rollout, collect, episode_seeds
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ class Teacher:
         self.rng = rng
         self.references: list[tuple[str, ...]] = []
         self.candidate_scores: list[Any] = []
+        if isinstance(policy, MessageReader):
+            self.reads_messages = True
 
     @property
     def sequences(self) -> list[Any]:

@@ -33,12 +33,14 @@ import llm_envs
 from agents import runs
 from agents.base import Agent, ConfigT, checkpoint_folder
 from agents.evaluation import Evaluation
+from agents.policy_agent import PolicyAgent
 from agents.registry import agent_class
 from agents.tracking import Tracker
 from llm_envs.core.rendering import printable
 from llm_envs.datasets.splits import did_you_mean
 
-# Settings that suit an environment better than the general defaults; the command line overrules.
+# Settings with which language models learn an environment better than with the general defaults;
+# the command line overrules.
 PRESETS: dict[str, dict[str, Any]] = {
     "DialogueQA-v0": {"prompts": 8, "group_size": 4, "learning_rate": 6e-4},
     "Summarization-v0": {
@@ -122,9 +124,8 @@ def parse(argv: Sequence[str]) -> Arguments[Any]:
 def _defaults(agent: str, env: str) -> Arguments[Any]:
     cls = agent_class(agent)
     config_class: Any = cls.config_class
-    known = {f.name for f in dataclasses.fields(config_class)}
-    preset = {**PRESETS.get(env, {}), **AGENT_PRESETS.get(agent, {})}
-    settings = config_class(**{k: v for k, v in preset.items() if k in known})
+    preset = PRESETS.get(env, {}) if issubclass(cls, PolicyAgent) else {}
+    settings = config_class(**{**preset, **AGENT_PRESETS.get(agent, {})})
     return Arguments(settings=settings, policy=cls.default_policy)
 
 
@@ -177,11 +178,16 @@ class Run:
     tracker: Tracker
 
 
-def prepare(a: Arguments[Any], console: Console) -> Run:
+def prepare(a: Arguments[Any], console: Console, held: contextlib.ExitStack) -> Run:
     """Make a run, or take up an old one; what can be wrong is found here.
 
+    Args:
+        a: The command line.
+        console: Where progress is shown.
+        held: Keeps the lock on the run folder.
+
     Raises:
-        ValueError: An argument is impossible.
+        ValueError: An argument is impossible, or another process trains in the folder.
         TypeError: An argument of the environment or the policy is unknown.
         OSError: The run folder cannot be written, or its disk is too full.
     """
@@ -195,10 +201,12 @@ def prepare(a: Arguments[Any], console: Console) -> Run:
             raise ValueError(
                 f"--device {a.device} cannot be used here ({cause}). Use auto, or cpu."
             ) from error
-    return _fresh(a, console) if a.resume is None else _resumed(a, a.resume, console)
+    if a.resume is None:
+        return _fresh(a, console, held)
+    return _resumed(a, a.resume, console, held)
 
 
-def _fresh(a: Arguments[Any], console: Console) -> Run:
+def _fresh(a: Arguments[Any], console: Console, held: contextlib.ExitStack) -> Run:
     if _bare(a.env) not in llm_envs.registered_ids():
         known = llm_envs.registered_ids()
         raise ValueError(
@@ -219,6 +227,7 @@ def _fresh(a: Arguments[Any], console: Console) -> Run:
     new = not folder.exists()
     try:
         runs.prepare(folder, needed_bytes=200 * 2**20)
+        held.enter_context(runs.locked(folder))
         agent = _begin(config)
         # Two checkpoints with moments, and copies while they are written.
         runs.prepare(folder, needed_bytes=10 * agent.parameters_bytes)
@@ -232,8 +241,9 @@ def _fresh(a: Arguments[Any], console: Console) -> Run:
     return Run(agent, folder, config, tracker)
 
 
-def _resumed(a: Arguments[Any], folder: Path, console: Console) -> Run:
+def _resumed(a: Arguments[Any], folder: Path, console: Console, held: contextlib.ExitStack) -> Run:
     config = runs.read_config(folder)
+    held.enter_context(runs.locked(folder))
     _refuse_changes(_as_config(a), config, folder)
     runs.prepare(folder, needed_bytes=200 * 2**20)
     last = folder / "checkpoints" / "last"
@@ -361,7 +371,7 @@ def train(run: Run, console: Console, *, samples: int = 3) -> None:
 
     Raises:
         OSError: The run folder can no longer be written.
-        FloatingPointError: The gradient is not finite.
+        FloatingPointError: A reward, the loss, the gradient or a weight is not finite.
     """
     agent, folder, config, tracker = run.agent, run.folder, run.config, run.tracker
     console.print(
@@ -524,20 +534,24 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     console = Console()
+    held = contextlib.ExitStack()
     try:
         try:
             arguments = parse(sys.argv[1:] if argv is None else argv)
-            run = prepare(arguments, console)
+            run = prepare(arguments, console, held)
         except (ValueError, TypeError, OSError, ImportError) as error:
             _fail(str(error), error)
         try:
             train(run, console, samples=arguments.samples)
         except FloatingPointError as error:
-            _fail(str(error), error)
+            way = f"Once its cause is mended, to go on:\n  {_resume_command(run.folder)}"
+            _fail(f"{error}\n{way}", error)
         except OSError as error:
             _fail(f"{error}\nTo go on:\n  {_resume_command(run.folder)}", error)
     except KeyboardInterrupt as error:
         _fail("Interrupted.", error, code=130)
+    finally:
+        held.close()
 
 
 def _fail(message: str, error: BaseException, *, code: int = 2) -> NoReturn:

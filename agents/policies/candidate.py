@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -214,7 +215,15 @@ class CandidatePolicy:
         room = self.context - len(self.reply) - max(map(len, candidate_ids))
         if room < 1:
             raise ValueError(f"A candidate is longer than the context of {self.context} tokens.")
-        self.truncated_prompts += len(prompt_ids) > room
+        if len(prompt_ids) > room:
+            self.truncated_prompts += 1
+            if self.truncated_prompts == 1:
+                warnings.warn(
+                    f"A prompt with a candidate is longer than the model's context of "
+                    f"{self.context} tokens; its beginning is cut off. "
+                    "`policy.truncated_prompts` counts them all.",
+                    stacklevel=3,
+                )
         return tuple(prompt_ids[-room:]), tuple(map(tuple, candidate_ids))
 
     def micro_batches(self, decisions: Sequence[Decision]) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from agents.objectives import entropy, kl_divergence
+from agents.policies.chat import CHAT_FILE, ChatTemplate, Said, as_messages
 from agents.policies.lora import Lora
 from agents.policies.models import (
     Critic,
@@ -96,9 +98,17 @@ class CausalLMPolicy:
         sampling: How answers are drawn.
         seed: Seed of the sampling.
         micro_batch_tokens: Most tokens, padding included, in one forward pass of ``score``.
+        chat: Whether conversations are read as messages, rendered by the tokenizer's chat
+            template, and not as the observation's text. ``None``: if it has a template.
+        system: A system message before every conversation (chat only); ``None`` leaves it to the
+            template.
 
     Attributes:
         passes: How forward passes are made, of sampling and of ``score``.
+
+    Raises:
+        ValueError: ``chat`` without a template, a template that refuses the system message, or
+            ``system`` without chat.
     """
 
     family = "writing"
@@ -111,19 +121,30 @@ class CausalLMPolicy:
         sampling: SamplingConfig | None = None,
         seed: int = 0,
         micro_batch_tokens: int = 8192,
+        chat: bool | None = None,
+        system: str | None = None,
     ) -> None:
+        if chat is None:
+            chat = bool(tokenizer.chat_template)
+        if system is not None and not chat:
+            raise ValueError(
+                "A system message belongs to a chat template, and this policy uses none. Leave "
+                "`system` out, or give a model whose tokenizer has a chat template."
+            )
+        self.chat = ChatTemplate(tokenizer, system) if chat else None
         self.model = model
         self.tokenizer = tokenizer
         self.sampling = sampling or SamplingConfig()
         self.generator = torch.Generator().manual_seed(seed)
         self.micro_batch_tokens = micro_batch_tokens
         self.passes = Passes()
-        self.end: int = tokenizer.eos_token_id
+        self.end: int = tokenizer.eos_token_id if self.chat is None else self.chat.end
         self.pad: int = self.end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.context = context_length(model)
         self.window = attention_window(model)
         self.parts = split_model(model)
         self.truncated_prompts = 0
+        self.changed_conversations = 0
         self.read_tokens = 0
         self.room(self.sampling)
 
@@ -138,8 +159,13 @@ class CausalLMPolicy:
         merge: bool = True,
         **arguments: Any,
     ) -> CausalLMPolicy:
-        """Load a model: ``"tiny"`` (embedded), a hub id, or a folder; see :func:`load_model`."""
+        """Load a model: ``"tiny"`` (embedded), a hub id, or a folder; see :func:`load_model`.
+
+        A folder that ``save_pretrained`` wrote tells ``chat`` and ``system`` too.
+        """
         model, tokenizer = load_model(name, device, dtype, lora=lora, merge=merge)
+        if (settings := Path(name) / CHAT_FILE).exists():
+            arguments = json.loads(settings.read_text(encoding="utf-8")) | arguments
         return cls(model, tokenizer, **arguments)
 
     @property
@@ -162,6 +188,8 @@ class CausalLMPolicy:
 
     def begin(self, sampling: SamplingConfig | None = None) -> Conversations:
         """Open a rollout: rows of conversations that grow turn by turn."""
+        if self.chat is not None:
+            return ChatConversations(self, sampling or self.sampling, self.chat)
         return Conversations(self, sampling or self.sampling)
 
     def micro_batches(self, sequences: Sequence[TokenSequence]) -> list[list[int]]:
@@ -253,6 +281,10 @@ class CausalLMPolicy:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model (safetensors) and tokenizer; ``from_pretrained`` reads them."""
         save_model(self.model, self.tokenizer, folder)
+        if self.tokenizer.chat_template:
+            system = None if self.chat is None else self.chat.system
+            settings = json.dumps({"chat": self.chat is not None, "system": system}, indent=1)
+            (Path(folder) / CHAT_FILE).write_text(settings, encoding="utf-8")
 
 
 class Conversations:
@@ -276,11 +308,11 @@ class Conversations:
         self.cut = 0
         self.answers = 0
         self._current: dict[int, TokenSequence] = {}
-        self._seen: dict[int, str] = {}  # observation + action, as far as the row has come
+        self._seen: dict[int, Any] = {}  # how far the row has come: observation + action
         self._unread: dict[int, list[int]] = {}  # sampled, but not yet in the cache
 
     def act(
-        self, observations: dict[int, str], turn: int, *, said: dict[int, str] | None = None
+        self, observations: dict[int, Any], turn: int, *, said: dict[int, str] | None = None
     ) -> dict[int, str]:
         """Answer the observation of each row that is still in play.
 
@@ -309,7 +341,7 @@ class Conversations:
         for row, text in zip(rows, texts, strict=True):
             completion = completions[row]
             self._current[row].wrote(turn, completion)
-            self._seen[row] = observations[row] + text
+            self._remember(row, observations[row], text)
             self._unread[row] = completion.ids[-1:]  # sampled last, so never read
             self.cut += completion.cut
             self.answers += 1
@@ -325,29 +357,37 @@ class Conversations:
             completions[row] = Completion(ids, [0.0] * len(ids), ids[-1] != self.policy.end)
         return completions
 
-    def state_of(self, row: int, observation: str) -> TokenSequence:
-        """Return the conversation of a row as it is now, for a critic; nothing is answered."""
-        seen, held = self._seen.get(row), self._current[row].ids
-        if seen is None or not observation.startswith(seen):
-            seen, held = "", []
-        added = self.policy.tokenizer(observation[len(seen) :], add_special_tokens=False)
+    def state_of(self, row: int, observation: Any) -> TokenSequence:
+        """Return the conversation of a row that is over, for a critic; nothing is answered."""
+        known = len(self.sequences)
+        added = self._encode({row: self._added(row, observation)})[row]
+        del self.sequences[known:]  # of a conversation that was rewritten, which begins anew
         sequence = TokenSequence(row)
-        sequence.read((held + added["input_ids"])[-self.policy.context :])
+        sequence.read((self._current[row].ids + added)[-self.policy.context :])
         return sequence
 
-    def _read(self, observations: dict[int, str]) -> None:
+    def _remember(self, row: int, observation: Any, answer: str) -> None:
+        self._seen[row] = observation + answer
+
+    def _added(self, row: int, observation: Any) -> str:
+        """Return what the row has not read yet: all of it, if it is new or was rewritten."""
+        seen = self._seen.get(row)
+        if seen is None or not observation.startswith(seen):
+            self._begin(row)
+            seen = ""
+        return observation[len(seen) :]  # type: ignore[no-any-return]
+
+    def _encode(self, added: dict[int, str]) -> dict[int, list[int]]:
+        """Encode what was added to each row, by itself."""
+        encoded = self.policy.tokenizer(list(added.values()), add_special_tokens=False)
+        return dict(zip(added, encoded["input_ids"], strict=True))
+
+    def _read(self, observations: dict[int, Any]) -> None:
         """Encode what each row has not read yet."""
         self._seen = {r: seen for r, seen in self._seen.items() if r in observations}
         self._unread = {r: self._unread.get(r, []) for r in observations}
-        added: list[str] = []
-        for row, observation in observations.items():
-            seen = self._seen.get(row)
-            if seen is None or not observation.startswith(seen):
-                self._begin(row)  # the row is new, or its conversation was rewritten
-                seen = ""
-            added.append(observation[len(seen) :])
-        encoded = self.policy.tokenizer(added, add_special_tokens=False)["input_ids"]
-        for row, ids in zip(observations, encoded, strict=True):
+        added = {row: self._added(row, observation) for row, observation in observations.items()}
+        for row, ids in self._encode(added).items():
             if len(self._current[row]) + len(ids) > self.room:
                 ids = self._cut(row, ids)
             if not ids and not self._unread[row]:
@@ -391,3 +431,62 @@ class Conversations:
         if held:
             self._begin(row)
         return (held + ids)[-self.room :]
+
+
+class ChatConversations(Conversations):
+    """Conversations that are read as messages, in the layout of a chat template.
+
+    A turn reads what the template puts after the last answer, and nothing else. The token that
+    ends an answer is there once: as it was sampled, or, where the length limit cut the answer, as
+    the environment's.
+    """
+
+    reads_messages = True
+
+    def __init__(
+        self, policy: CausalLMPolicy, sampling: SamplingConfig, template: ChatTemplate
+    ) -> None:
+        super().__init__(policy, sampling)
+        self.template = template
+        self._prompts: dict[int, str] = {}
+
+    def act(
+        self, observations: dict[int, Any], turn: int, *, said: dict[int, str] | None = None
+    ) -> dict[int, str]:
+        """Answer each row: its messages, or a text that stands for one user message."""
+        messages = {row: as_messages(o) for row, o in observations.items()}
+        return super().act(messages, turn, said=said)
+
+    def _remember(self, row: int, observation: Any, answer: str) -> None:
+        self._seen[row] = Said(len(observation), self._prompts[row], answer)
+
+    def _added(self, row: int, observation: Any) -> str:
+        said = self._seen.get(row)
+        prompt = self._prompts[row] = self.template.render(observation)
+        if said is not None:
+            added = self.template.following(said, observation, prompt)
+            if added is not None:
+                return added
+            self._warn_of_change()
+        self._begin(row)
+        return prompt
+
+    def _encode(self, added: dict[int, str]) -> dict[int, list[int]]:
+        """Encode what was added, without the end of an answer that the policy ended itself."""
+        encoded = super()._encode(added)
+        closing = list(self.template.closing)
+        for row, ids in encoded.items():
+            if self._unread[row] == [self.policy.end] and ids[: len(closing)] == closing:
+                encoded[row] = ids[len(closing) :]
+        return encoded
+
+    def _warn_of_change(self) -> None:
+        self.policy.changed_conversations += 1
+        if self.policy.changed_conversations == 1:
+            warnings.warn(
+                "What was said before is rendered otherwise now: the chat template rewrites "
+                "earlier messages (some leave out old thinking), or the environment does. Such a "
+                "conversation is read again from its beginning, which is right but slower. "
+                "`policy.changed_conversations` counts them all.",
+                stacklevel=2,
+            )
