@@ -14,7 +14,8 @@ with ``compression.json`` in it. Ways combine: compress what came out of another
 Examples:
   python -m agents.compress runs/my-run --method merge
   python -m agents.compress runs/my-run --method distill --layers 2 --updates 300
-  python -m agents.compress runs/my-run/distill --method int8 --env DialogueQA-v0
+  python -m agents.compress runs/my-run/distill --method int8
+  python -m agents.compress some/model --method int8 --env DialogueQA-v0
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
+import llm_envs
 from agents import runs
 from agents.base import at_least, checkpoint_folder
 from agents.evaluation import evaluate
@@ -50,6 +52,7 @@ from agents.policy_agent import POLICIES, Policy
 from agents.rollout import Player, collect, episode_seeds, play
 from agents.sampling import SamplingConfig, at_least_float32
 from llm_envs.core.rendering import printable
+from llm_envs.datasets.splits import did_you_mean
 
 REPORT_FILE = "compression.json"
 
@@ -95,17 +98,17 @@ class Arguments:
     distill: tyro.conf.OmitArgPrefixes[DistillConfig]
     """Settings of --method distill."""
     env: str | None = None
-    """Environment to measure on, and to distill on; that of the run, if it is one."""
+    """Environment to measure (and to distill) on; that of the training, if known."""
     env_kwargs: str | None = None
-    """Its further arguments as JSON; those of the run, if it is one."""
+    """Its further arguments as JSON; those of the training, if known."""
     out: Path | None = None
-    """Folder to write; by default one named after the method, beside or in what is compressed."""
+    """Folder to write; by default one named after the method, in the run or beside the policy."""
     episodes: int | None = None
     """Episodes of a split to score on, evenly spaced; None for all."""
     test: bool = False
     """Score on the test split too. Once, at the end: choose by validation."""
     max_new_tokens: int | None = None
-    """Length limit of an answer; that of the run, if it is one, else 24."""
+    """Length limit of an answer; that of the training, if known, else 24."""
     seed: int = 0
     """Seed of the distillation."""
     threads: int | None = None
@@ -148,19 +151,26 @@ def locate(a: Arguments) -> Source:
     beside = folder if chosen != folder else folder.parent
     if (chosen / "state.json").is_file():
         known = json.loads((chosen / "state.json").read_text(encoding="utf-8"))
+        known |= {"max_new_tokens": known["config"].get("max_new_tokens")}
         policy = str(chosen / "policy")
+    elif (chosen / REPORT_FILE).is_file():
+        known = json.loads((chosen / REPORT_FILE).read_text(encoding="utf-8"))
     env = a.env or known.get("env")
     if env is None:
         raise ValueError(
             f"{a.source} does not tell what it was trained on. Say --env, for example "
             "--env DialogueQA-v0."
         )
+    if env.removeprefix("llm_envs/") not in (ids := llm_envs.registered_ids()):
+        raise ValueError(
+            f"There is no environment {env!r}.{did_you_mean(env, ids)} There are: {', '.join(ids)}."
+        )
     env_kwargs = known.get("env_kwargs", {}) if a.env in (None, known.get("env")) else {}
     if a.env_kwargs is not None:
         env_kwargs = json.loads(a.env_kwargs)
     if not isinstance(env_kwargs, dict):
         raise ValueError(f"--env-kwargs is {a.env_kwargs}; it has to be a JSON object.")
-    tokens = a.max_new_tokens or known.get("config", {}).get("max_new_tokens", 24)
+    tokens = a.max_new_tokens or known.get("max_new_tokens") or 24
     where = beside if folder.is_dir() else Path(".")
     return Source(policy, env, env_kwargs, tokens, where)
 
@@ -467,6 +477,7 @@ def compress(a: Arguments, console: Console) -> dict[str, Any]:
         "method": a.method,
         "env": source.env,
         "env_kwargs": source.env_kwargs,
+        "max_new_tokens": source.max_new_tokens,
         "seconds": seconds,
         "kl": measure_divergence(original, small, source),
     }

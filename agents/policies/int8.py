@@ -5,10 +5,13 @@ and rounded:
 
     W ≈ s Q,   s_i = max_j |W_ij| / 127,   Q_ij = round(W_ij / s_i),
 
-so no weight moves by more than s_i / 2. Activations are not quantised, which costs far more than
-rounding the weights does (ten times the divergence with SmolLM2-135M); products are formed in
-bfloat16 and scaled in float32. Linear layers, the head and the token embeddings are held like this,
-norms and positions as they were.
+so no weight moves by more than s_i / 2. Linear layers, the head and the token embeddings are held
+like this, norms and positions as they were.
+
+Inputs are not rounded to 8 bits: with SmolLM2-135M-Instruct that costs eleven times the divergence
+that rounding the weights does. A few inputs at a time, as answers are written, are split into two
+8-bit digits, so that integer arithmetic reads the small weights as they are; many at a time, as
+prompts are read, are multiplied in bfloat16.
 """
 
 from __future__ import annotations
@@ -25,9 +28,8 @@ from transformers.pytorch_utils import Conv1D
 
 WEIGHTS_FILE = "model.int8.safetensors"
 
-FEW_ROWS = 128
-"""Up to so many inputs the weights are read as they are; beyond, turning them into bfloat16 first
-is cheaper."""
+FEW_ROWS = 256
+"""Up to so many inputs integer arithmetic is faster on a CPU (measured on an AMD EPYC)."""
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,16 +61,29 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (…, out), in the dtype of x."""
-        flat = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
+        flat = x.reshape(-1, x.shape[-1]).float()
         if flat.device.type == "cpu" and len(flat) <= FEW_ROWS:
-            ones = torch.ones_like(self.scale, dtype=torch.bfloat16)
-            products = torch._weight_int8pack_mm(flat, self.rows, ones)
+            products = self._in_digits(flat)
         else:
-            products = F.linear(flat, self.rows.to(torch.bfloat16))
-        found = products.float() * self.scale
+            products = F.linear(flat.to(torch.bfloat16), self.rows.to(torch.bfloat16)).float()
+        found = products * self.scale
         if self.bias is not None:
             found = found + self.bias
         return found.to(x.dtype).view(*x.shape[:-1], -1)
+
+    def _in_digits(self, x: Tensor) -> Tensor:
+        """Return Q x for (n, in) inputs, with x ≈ d (high + low / 254) and d = max |x| / 127.
+
+        What is left over is at most 2^-16 of the largest input.
+        """
+        d = (x.abs().amax(1, keepdim=True) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+        x = x / d
+        high = x.round()
+        low = (x - high).mul_(254).round_()
+        columns = self.rows.T
+        sums = torch._int_mm(high.to(torch.int8), columns).float()
+        sums.add_(torch._int_mm(low.to(torch.int8), columns), alpha=1 / 254)
+        return sums * d
 
 
 class Int8Embedding(nn.Module):
