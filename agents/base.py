@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 
 import llm_envs
 from agents.batches import write_batch
+from agents.distributed import ALONE, World
 from agents.evaluation import Evaluation, evaluate
 from agents.rollout import Player
 from agents.runs import sync
@@ -87,6 +88,7 @@ class Agent(ABC, Generic[ConfigT]):
         seed: Seed of the episodes and everything else.
         env_kwargs: Arguments of the environment (``dataset``, ``max_turns``, …).
         device: ``"auto"`` or a torch device.
+        world: The processes that train together (:func:`agents.distributed.join`).
         **settings: Single fields of the configuration, instead of ``config``.
 
     Raises:
@@ -110,9 +112,11 @@ class Agent(ABC, Generic[ConfigT]):
         seed: int = 0,
         env_kwargs: dict[str, Any] | None = None,
         device: str = "auto",
+        world: World = ALONE,
         **settings: Any,
     ) -> None:
         self.config = self._configure(config, settings)
+        self.world = world
         if seed < 0:
             raise ValueError(f"seed is {seed}; it cannot be negative.")
         self.env_id = env
@@ -134,7 +138,7 @@ class Agent(ABC, Generic[ConfigT]):
                 "given. Use 'none'."
             )
         self.envs: Any = gym.make_vec(
-            env, num_envs=self.config.rows, **{"split": "train", **self.env_kwargs}
+            env, num_envs=self.rows, **{"split": "train", **self.env_kwargs}
         )
         choosing = isinstance(self.envs.single_action_space, gym.spaces.Discrete)
         self.family: Family = "choosing" if choosing else "writing"
@@ -187,6 +191,20 @@ class Agent(ABC, Generic[ConfigT]):
         return "none"
 
     @property
+    def rows(self) -> int:
+        """Episodes that this process plays side by side.
+
+        Raises:
+            ValueError: The agent cannot share its work with the other processes.
+        """
+        if self.world.size > 1:
+            raise ValueError(
+                f"{self.name} trains no language model on several devices: it learns in one "
+                f"process, and torchrun started {self.world.size}. Start it without torchrun."
+            )
+        return self.config.rows
+
+    @property
     def parameters_bytes(self) -> int:
         """Size of what is trained, for the room that checkpoints need."""
         return 0
@@ -218,14 +236,15 @@ class Agent(ABC, Generic[ConfigT]):
             tracker: What metrics are logged to.
 
         Returns:
-            The agent itself. ``stop_requested = True`` ends learning after the current update.
+            The agent itself. ``stop_requested = True``, of any process that trains with this one,
+            ends learning after the current update.
 
         Raises:
             FloatingPointError: A reward, the loss, the gradient or a weight is not finite. What led
                 to it lies under ``failed`` in the folder; ``checkpoints/last`` is the last good
                 one.
         """
-        stopping = self.stop_requested
+        stopping = self._stopping()
         while self.env_steps < total_steps and not stopping:
             if self.iteration == 0:
                 self._validate(folder, tracker)
@@ -242,22 +261,32 @@ class Agent(ABC, Generic[ConfigT]):
             # Stopping adds no validation: the metrics of the run, once it is resumed, have to be
             # those of a run that was not stopped. It is looked at once, and last, because a
             # signal comes at any time: whatever ends the loop has saved before.
-            stopping = self.stop_requested
+            stopping = self._stopping()
             if folder and (last or stopping or self.iteration % self.config.checkpoint_every == 0):
                 state = {} if tracker is None else {"tracker": tracker.state()}
                 self.save(folder / "checkpoints" / "last", **state)
         return self
 
+    def _stopping(self) -> bool:
+        """Whether a process has been asked to stop; then all of them do."""
+        stopping = any(self.world.gather(self.stop_requested))
+        if stopping:
+            self.stop_requested = True
+        return stopping
+
     def _validate(self, folder: Path | None, tracker: Tracker | None) -> None:
         if not self.config.eval_every:
             return
-        found = self.evaluate("validation", episodes=self.config.eval_episodes)
-        if tracker is not None:
+        logged: dict[str, float] = {}
+        if self.world.is_main:
+            found = self.evaluate("validation", episodes=self.config.eval_episodes)
             logged = {"eval/score": found.score}
             logged |= {f"eval/{name}": float(v.mean()) for name, v in found.parts.items()}
+        logged = self.world.of_main(logged)
+        if tracker is not None:
             tracker.log(logged, env_steps=self.env_steps)
-        if self.best_score is None or found.score > self.best_score:
-            self.best_score = found.score
+        if self.best_score is None or logged["eval/score"] > self.best_score:
+            self.best_score = logged["eval/score"]
             if folder is not None:
                 self.save(folder / "checkpoints" / "best")
 
@@ -285,9 +314,11 @@ class Agent(ABC, Generic[ConfigT]):
             return f"{when}."
         failed = folder / "failed"
         try:
-            with replacing(failed) as fresh:
+            with self._replacing(failed) as fresh:
                 self.save(fresh / "agent")
-                write_batch(self.batch, fresh)
+                if self.world.is_main:
+                    write_batch(self.batch, fresh)
+            self.world.gather(None)  # nobody leaves before it is there
         except (OSError, TypeError) as error:
             return f"{when}; what led to it could not be kept ({error})."
         return (
@@ -325,9 +356,10 @@ class Agent(ABC, Generic[ConfigT]):
     def save(self, folder: str | Path, **more: Any) -> None:
         """Write everything that resuming needs: a crash leaves the old checkpoint or the new one.
 
-        No file holds pickled code.
+        No file holds pickled code. All processes that train together have to call it, as each has
+        something to remember; one writes it.
         """
-        with replacing(Path(folder)) as fresh:
+        with self._replacing(Path(folder)) as fresh:
             state = {
                 "version": llm_envs.__version__,
                 "agent": self.name,
@@ -338,21 +370,38 @@ class Agent(ABC, Generic[ConfigT]):
                 "family": self.family,
                 "seed": self.seed,
                 "config": dataclasses.asdict(self.config),
+                "processes": self.world.size,
                 "iteration": self.iteration,
                 "env_steps": self.env_steps,
                 "best_score": self.best_score,
                 "own": self.save_state(fresh),
                 **more,
             }
-            (fresh / "state.json").write_text(json.dumps(state, indent=1, default=str))
+            if self.world.is_main:
+                text = json.dumps(state, indent=1, default=str)
+                (fresh / "state.json").write_text(text)
+        self.world.gather(None)  # nobody goes on before it is there
+
+    def _replacing(self, folder: Path) -> contextlib.AbstractContextManager[Path]:
+        """Give a new folder as :func:`replacing` does; in a process that writes nothing, a name."""
+        return replacing(folder) if self.world.is_main else contextlib.nullcontext(folder)
 
     @classmethod
-    def load(cls, folder: str | Path, *, device: str = "auto") -> Agent[ConfigT]:
+    def load(
+        cls, folder: str | Path, *, device: str = "auto", world: World = ALONE
+    ) -> Agent[ConfigT]:
         """Restore an agent from a checkpoint; it goes on exactly where it was.
+
+        Args:
+            folder: The checkpoint.
+            device: ``"auto"`` or a torch device.
+            world: The processes that train together, as many as wrote it. One alone can load any
+                checkpoint; if it then learns, it draws other answers than they would have.
 
         Raises:
             ValueError: There is no checkpoint, or another agent, other settings, another version of
-                the environment, other data or another model than here belong to it.
+                the environment, other data, another model or another number of processes than here
+                belong to it.
         """
         folder = checkpoint_folder(folder)
         state = json.loads((folder / "state.json").read_text())
@@ -360,6 +409,11 @@ class Agent(ABC, Generic[ConfigT]):
             raise ValueError(
                 f"The checkpoint {folder} was written by the agent {state['agent']!r} and cannot "
                 f"be loaded as {cls.name!r}."
+            )
+        if world.size not in (1, written_by := state.get("processes", 1)):
+            raise ValueError(
+                f"The checkpoint {folder} was written by {written_by} processes and cannot be "
+                f"continued by {world.size}. Start as many, or load it in one."
             )
         try:
             gym.spec(state["env"])
@@ -382,6 +436,7 @@ class Agent(ABC, Generic[ConfigT]):
             seed=state["seed"],
             env_kwargs=state["env_kwargs"],
             device=device,
+            world=world,
         )
         if (now := agent._data()) != state["data"]:
             raise ValueError(

@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from agents import objectives
+from agents import distributed, objectives
 from agents.base import Agent, AgentConfig, at_least
 from agents.policies.candidate import CandidatePolicy
 from agents.policies.causal_lm import CausalLMPolicy
 from agents.policies.int8 import is_int8
 from agents.policies.lora import Lora, add_adapter, has_adapter, hold_frozen_in_bfloat16
 from agents.policies.models import Critic, Passes, Scores, bfloat16_wanted, frozen_copy
-from agents.rollout import Player, Rollout, collect, episode_seeds
+from agents.rollout import Player, Rollout, collect, episode_seeds, merge
 from agents.sampling import SamplingConfig
 
 Policy = CausalLMPolicy | CandidatePolicy
@@ -161,6 +161,9 @@ class PolicyAgent(Agent[PolicyConfigT]):
         if self.needs_critic:
             width = self.policy.model.config.get_text_config().hidden_size
             self.critic = Critic(width).to(self.policy.device)
+        self.shards: distributed.Shards | None = None
+        if self.world.size > 1 and self.world.strategy == "fsdp":
+            self.shards = distributed.Shards(self.policy, self.critic, self.world)
         self.optimizer = self.make_optimizer()
 
     def _load_policy(self, name: str) -> Policy:
@@ -172,7 +175,7 @@ class PolicyAgent(Agent[PolicyConfigT]):
 
     def _rule(self, policy: Policy) -> None:
         """Have the policy play as this agent's configuration and seed say."""
-        policy.generator.manual_seed(self.seed)
+        policy.generator.manual_seed(self.world.seed(self.seed))
         policy.micro_batch_tokens = self.config.micro_batch_tokens
         half = bfloat16_wanted(self.config.autocast, policy.device)
         policy.passes = Passes(half, self.config.gradient_checkpointing)
@@ -183,6 +186,17 @@ class PolicyAgent(Agent[PolicyConfigT]):
         else:
             policy.room(self.sampling)  # refuses an answer that the context has no room for
             policy.sampling = self.sampling
+
+    @property
+    def rows(self) -> int:
+        """Episodes that this process plays side by side: its share of the prompts."""
+        prompts, processes = self.config.prompts, self.world.size
+        if prompts % processes:
+            raise ValueError(
+                f"prompts is {prompts}, and {processes} processes are to play as many each. Give "
+                f"a multiple of {processes}."
+            )
+        return self.config.rows // processes
 
     @property
     def sampling(self) -> SamplingConfig:
@@ -203,7 +217,9 @@ class PolicyAgent(Agent[PolicyConfigT]):
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
-        """What is trained."""
+        """What is trained; of shards, this process's own."""
+        if self.shards is not None:
+            return self.shards.parameters
         critic = [] if self.critic is None else list(self.critic.parameters())
         return [p for p in self.policy.model.parameters() if p.requires_grad] + critic
 
@@ -233,7 +249,8 @@ class PolicyAgent(Agent[PolicyConfigT]):
         self.iteration += 1
         self.env_steps += len(rollout.rewards)
         seconds = time.perf_counter() - began
-        tokens = self.policy.read_tokens - read_before + sum(map(len, rollout.sequences))
+        tokens = self.world.total(self.policy.read_tokens - read_before)
+        tokens += sum(map(len, rollout.sequences))
         scored = rollout.scores[~rollout.scores.isnan()]
         return {
             "rollout/reward": float(rollout.rewards.mean()),
@@ -248,9 +265,36 @@ class PolicyAgent(Agent[PolicyConfigT]):
 
     def collect(self) -> Rollout:
         """Play the episodes of this iteration."""
+        return self.play(self.policy.begin())
+
+    def play(self, player: Any, *, look: bool = False) -> Rollout:
+        """Have a player play this iteration; return what was played in all processes.
+
+        Args:
+            player: What ``policy.begin()`` returned.
+            look: See :func:`agents.rollout.collect`.
+        """
         c = self.config
         seeds = episode_seeds(self.seed, self.iteration, c.prompts, c.group_size)
-        return collect(self.policy.begin(), self.envs, seeds=seeds)
+        own = collect(player, self.envs, seeds=self.world.share(seeds), look=look)
+        return merge(self.world.gather(own))
+
+    def micro_batches(
+        self, rollout: Rollout, sequences: Sequence[int] | None = None
+    ) -> list[list[int]]:
+        """Cut up the sequences that are this process's to score: those that it has played.
+
+        Args:
+            rollout: What was played.
+            sequences: Indices of the sequences to use; all of them if left out.
+
+        Returns:
+            Indices of sequences, a micro-batch each.
+        """
+        chosen = range(len(rollout.sequences)) if sequences is None else sequences
+        own = [i for i in chosen if self.world.owns(rollout.sequences[i].row, rollout.episodes)]
+        cut = self.policy.micro_batches([rollout.sequences[i] for i in own])
+        return [[own[place] for place in places] for places in cut]
 
     def groups(self, rollout: Rollout) -> Tensor:
         """Number the groups, (answers,): answers to one prompt at one turn share a number."""
@@ -270,24 +314,31 @@ class PolicyAgent(Agent[PolicyConfigT]):
             sequences: Indices of the sequences to use; all of them if left out.
 
         Returns:
-            ``train/loss``, ``train/entropy``, ``train/kl`` and the objective's own. In bfloat16
-            also ``train/sampler_gap``, the mean distance between a token's log-probability now and
-            in the rollout: rounding alone, until the policy has taken a step.
+            ``train/loss``, ``train/entropy``, ``train/kl`` and the objective's own, of all
+            processes. In bfloat16 also ``train/sampler_gap``, the mean distance between a token's
+            log-probability now and in the rollout: rounding alone, until the policy has taken a
+            step. The gradient is this process's own until ``step_optimizer``.
         """
         c = self.config
         chosen = list(range(len(rollout.sequences))) if sequences is None else list(sequences)
         tokens = max(1, sum(len(rollout.decision_of[i]) for i in chosen))
         reference = self.reference if c.kl_in == "loss" else None
         totals: dict[str, float] = dict.fromkeys(("loss", "entropy"), 0.0)
-        for places in self.policy.micro_batches([rollout.sequences[i] for i in chosen]):
-            members = [chosen[place] for place in places]
+        batches = self.micro_batches(rollout, chosen)
+        if self.world.size > 1:  # shards are fetched together, and everybody needs a gradient
+            most = max(self.world.gather(len(batches)))
+            batches += [[] for _ in range(most - len(batches))]
+        for members in batches:
             mine = [rollout.sequences[i] for i in members]
-            scores = self.policy.score(mine, reference, self.critic)
+            if self.shards is None:
+                scores = self.policy.score(mine, reference, self.critic)
+            else:
+                scores = self.shards.score(mine, reference)
             batch = Batch(
                 scores,
-                torch.cat([rollout.decision_of[i] for i in members]),
-                torch.cat([rollout.states_of(i) for i in members]),
-                torch.cat([rollout.old_log_probs[i] for i in members]).to(scores.log_probs),
+                _joined([rollout.decision_of[i] for i in members]),
+                _joined([rollout.states_of(i) for i in members]),
+                _joined([rollout.old_log_probs[i] for i in members]).to(scores.log_probs),
             )
             loss, shares = objective(batch)
             entropy = scores.entropies.sum() / tokens
@@ -299,10 +350,15 @@ class PolicyAgent(Agent[PolicyConfigT]):
             if self.policy.passes.bfloat16:
                 gap = (scores.log_probs.detach() - batch.old_log_probs).abs().sum() / tokens
                 shares = {**shares, "sampler_gap": gap}
-            loss.backward()  # type: ignore[no-untyped-call]
+            if self.shards is None:
+                loss.backward()  # type: ignore[no-untyped-call]
+            else:
+                self.shards.backward(loss)
             for name, share in {"loss": loss, "entropy": entropy, **shares}.items():
                 totals[name] = totals.get(name, 0.0) + share.item()
-        return {f"train/{name}": value for name, value in totals.items()}
+        everyones = self.world.gather(totals)
+        names = dict.fromkeys(name for each in everyones for name in each)
+        return {f"train/{n}": sum(each.get(n, 0.0) for each in everyones) for n in names}
 
     def charged_rewards(self, rollout: Rollout) -> tuple[Tensor, dict[str, float]]:
         """Return the rewards, less the KL penalty if it is charged in the reward.
@@ -317,13 +373,14 @@ class PolicyAgent(Agent[PolicyConfigT]):
         if self.reference is None or self.config.kl_in != "reward":
             return rewards, {}
         charge = torch.zeros_like(rewards)
-        for members in self.policy.micro_batches(rollout.sequences):
+        for members in self.micro_batches(rollout):
             mine = [rollout.sequences[i] for i in members]
             with torch.no_grad():
                 reference = self.reference.score(mine).log_probs.to(rewards)
             old = torch.cat([rollout.old_log_probs[i] for i in members]).to(rewards)
             answers = torch.cat([rollout.decision_of[i] for i in members])
             charge.index_add_(0, answers, objectives.kl_k1(old, reference))
+        charge = self.world.total(charge)
         kl = float(charge.sum()) / max(1, rollout.tokens)
         return rewards - self.kl_coef * charge, {"train/kl": kl}
 
@@ -344,7 +401,7 @@ class PolicyAgent(Agent[PolicyConfigT]):
         return torch.optim.AdamW(self.parameters, lr=c.learning_rate, weight_decay=c.weight_decay)
 
     def step_optimizer(self, loss: float) -> float:
-        """Clip the gradient, take one step, clear it; return the norm before clipping.
+        """Add up and clip the gradient, take one step, clear it; return the norm before clipping.
 
         Args:
             loss: The value of the loss, averaged over the batch.
@@ -355,7 +412,8 @@ class PolicyAgent(Agent[PolicyConfigT]):
         """
         parameters = [p for p in self.parameters if p.grad is not None]
         limit = self.config.max_grad_norm or float("inf")
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        self.world.add_gradients(parameters)
+        norm = float(distributed.whole(torch.nn.utils.clip_grad_norm_(parameters, limit)))
         for what, value in (("loss", loss), ("gradient", norm)):
             if not math.isfinite(value):
                 self.optimizer.zero_grad()
@@ -365,8 +423,10 @@ class PolicyAgent(Agent[PolicyConfigT]):
                     "rewards."
                 )
         self.take_step(loss)
+        if self.shards is not None:
+            self.shards.gather()
         self.optimizer.zero_grad()
-        size = float(torch.nn.utils.get_total_norm(parameters))
+        size = float(distributed.whole(torch.nn.utils.get_total_norm(parameters)))
         if not math.isfinite(size):  # found before a checkpoint could hold it
             raise FloatingPointError(
                 f"The step of update {self.iteration} made the norm of the weights {size}; the "
@@ -397,13 +457,19 @@ class PolicyAgent(Agent[PolicyConfigT]):
         """Take back what ``extra_state`` returned."""
 
     def save_state(self, folder: Path) -> dict[str, Any]:
-        """Write the policies, and in ``state.safetensors`` optimizer, critic and generator."""
+        """Write the policies, and in ``state.safetensors`` optimizer, critic and generators."""
+        generators = self.world.gather(self.policy.generator.get_state())
+        tensors = dict(zip(map(_generator, range(len(generators))), generators, strict=True))
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            for key, value in moments.items():
+                found = distributed.whole(value)
+                if self.world.is_main:
+                    tensors[f"optimizer/{index}/{key}"] = found.cpu()
+        if not self.world.is_main:
+            return {}
         self.policy.save_pretrained(folder / "policy")
         if self.reference is not None and not has_adapter(self.policy.model):
             self.reference.save_pretrained(folder / "reference")
-        tensors = {"generator": self.policy.generator.get_state()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{key}": value for key, value in moments.items()}
         if self.critic is not None:
             tensors |= {f"critic/{key}": value for key, value in self.critic.state_dict().items()}
         save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "state.safetensors")
@@ -426,13 +492,19 @@ class PolicyAgent(Agent[PolicyConfigT]):
         self.kl_coef = state["kl_coef"]
         self.load_extra_state(state)
         tensors = load_file(folder / "state.safetensors")
-        self.policy.generator.set_state(tensors.pop("generator"))
+        generators = {k: tensors.pop(k) for k in list(tensors) if k.startswith("generator")}
+        self.policy.generator.set_state(generators[_generator(self.world.rank)])
         if self.critic is not None:
             names = list(self.critic.state_dict())
             self.critic.load_state_dict({name: tensors.pop(f"critic/{name}") for name in names})
+        if self.shards is not None:
+            self.shards.spread()
         moments: dict[int, dict[str, Tensor]] = {}
+        parameters = self.parameters
         for key, value in tensors.items():
             _, index, name = key.split("/")
+            if self.shards is not None:
+                value = self.shards.like(value, parameters[int(index)])
             moments.setdefault(int(index), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
@@ -451,3 +523,13 @@ class PolicyAgent(Agent[PolicyConfigT]):
         digest = hashlib.sha256(repr(shapes).encode()).hexdigest()[:12]
         count = sum(p.numel() for p in model.parameters())
         return f"{type(model).__name__} with {count:,} parameters (digest {digest})"
+
+
+def _generator(rank: int) -> str:
+    """Return the name that a process's generator has in a checkpoint."""
+    return f"generator/{rank}" if rank else "generator"
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    """Join flat tensors; of none, an empty one."""
+    return torch.cat(tensors) if tensors else torch.zeros(0, dtype=torch.long)

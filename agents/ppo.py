@@ -147,9 +147,12 @@ class ClippedAgent(PolicyAgent[ClippedConfigT], Generic[ClippedConfigT]):
                 yield sorted(part.tolist())
 
     def recompute(self, rollout: Rollout) -> Rollout:
-        """Return the rollout with the log-probabilities that the update's own forward pass has."""
-        found: dict[int, Tensor] = {}
-        for members in self.policy.micro_batches(rollout.sequences):
+        """Return the rollout with the log-probabilities that the update's own forward pass has.
+
+        What another process scores keeps those of its sampler.
+        """
+        found = dict(enumerate(rollout.old_log_probs))
+        for members in self.micro_batches(rollout):
             with torch.no_grad():
                 scores = self.policy.score([rollout.sequences[i] for i in members])
             lengths = [len(rollout.decision_of[i]) for i in members]
@@ -217,15 +220,16 @@ class PPO(ClippedAgent[PPOConfig]):
         critic = self.critic
         assert critic is not None
         values = torch.zeros_like(rollout.rewards)
-        for members in self.policy.micro_batches(rollout.sequences):
+        for members in self.micro_batches(rollout):
             found = self.policy.values([rollout.sequences[i] for i in members], critic)
             values[torch.cat([rollout.states_of(i) for i in members])] = found.to(values)
         bootstrap = values.new_zeros(rollout.episodes)
-        rows, left = list(rollout.left_in), list(rollout.left_in.values())
+        rows = [row for row in rollout.left_in if self.world.owns(row, rollout.episodes)]
+        left = [rollout.left_in[row] for row in rows]
         for members in self.policy.micro_batches(left):
             found = self.policy.values([left[i] for i in members], critic)
             bootstrap[torch.tensor([rows[i] for i in members])] = found.to(values)
-        return values, bootstrap
+        return self.world.total(values), self.world.total(bootstrap)
 
     def loss(self, batch: Batch, credit: Credit, answers: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the clipped loss with the critic's."""

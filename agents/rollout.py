@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -115,6 +115,41 @@ class Rollout:
         """Return the answers of a sequence, in the order of its states."""
         answers: Tensor = self.decision_of[sequence].unique_consecutive()  # type: ignore[no-untyped-call]
         return answers
+
+
+def merge(rollouts: Sequence[Rollout]) -> Rollout:
+    """Lay rollouts side by side as one: their rows and answers are numbered on.
+
+    Args:
+        rollouts: At least one, of as many different rows each as it has episodes.
+    """
+    if len(rollouts) == 1:
+        return rollouts[0]
+    rows = np.cumsum([0, *(r.episodes for r in rollouts)]).tolist()
+    answers = np.cumsum([0, *(len(r.rewards) for r in rollouts)]).tolist()
+    scored = [int((~r.scores.isnan()).sum()) for r in rollouts]
+    placed = list(zip(rollouts, rows[:-1], answers[:-1], scored, strict=True))
+    names = dict.fromkeys(name for r in rollouts for name in r.parts)
+    return Rollout(
+        sequences=[replace(s, row=s.row + row) for r, row, _, _ in placed for s in r.sequences],
+        decision_of=[d + answer for r, _, answer, _ in placed for d in r.decision_of],
+        rewards=torch.cat([r.rewards for r in rollouts]),
+        rows=torch.cat([r.rows + row for r, row, _, _ in placed]),
+        turns=torch.cat([r.turns for r in rollouts]),
+        scores=torch.cat([r.scores for r in rollouts]),
+        parts={
+            name: sum(r.parts.get(name, 0.0) * n for r, _, _, n in placed) / max(1, sum(scored))
+            for name in names
+        },
+        episodes=rows[-1],
+        cut_share=sum(r.cut_share * len(r.rewards) for r in rollouts) / answers[-1],
+        left_in={
+            number + row: replace(state, row=number + row)
+            for r, row, _, _ in placed
+            for number, state in r.left_in.items()
+        },
+        old_log_probs=[p for r in rollouts for p in r.old_log_probs],
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from agents import objectives
 from agents.policies.candidate import Choices
 from agents.policies.causal_lm import Conversations
 from agents.policy_agent import Batch, PolicyAgent, PolicyConfig
-from agents.rollout import MessageReader, Rollout, collect, episode_seeds
+from agents.rollout import MessageReader, Rollout
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,8 @@ class Supervised(PolicyAgent[SupervisedConfig]):
 
     def collect(self) -> Rollout:
         """Play the episodes of this iteration with the accepted answers."""
-        c = self.config
-        seeds = episode_seeds(self.seed, self.iteration, c.prompts, c.group_size)
-        rng = np.random.default_rng(np.random.SeedSequence((self.seed, self.iteration)))
-        return collect(Teacher(self.policy.begin(), rng), self.envs, seeds=seeds, look=True)
+        seeds = np.random.SeedSequence((self.world.seed(self.seed), self.iteration))
+        return self.play(Teacher(self.policy.begin(), np.random.default_rng(seeds)), look=True)
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Take one gradient step towards the accepted answers."""

@@ -3,6 +3,8 @@
 A run is a folder: configuration, metrics, checkpoints, transcripts, learning curve, result, and
 an offline Weights & Biases run. The checkpoint that the validation split likes best is what is
 reported. Ctrl-C (or SIGTERM) saves and stops; ``--resume FOLDER`` goes on from there.
+
+Many devices share a run: ``torchrun --nproc-per-node 2 -m agents.train …``.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ from rich.table import Table
 from safetensors import SafetensorError
 
 import llm_envs
-from agents import runs
+from agents import distributed, runs
 from agents.base import Agent, ConfigT, checkpoint_folder
+from agents.distributed import Strategy, World
 from agents.evaluation import Evaluation
 from agents.policy_agent import PolicyAgent
 from agents.registry import agent_class
@@ -86,6 +89,8 @@ class Arguments(Generic[ConfigT]):
     """Split to score before and after training. Tune on validation; use test once, at the end."""
     device: str = "auto"
     """Device: auto, cpu, cuda, mps."""
+    distributed: Strategy = "ddp"
+    """How processes that torchrun starts share the model: each has all of it, or its shard."""
     samples: int = 3
     """Episodes to print before and after."""
     quiet: bool = False
@@ -117,6 +122,7 @@ def parse(argv: Sequence[str]) -> Arguments[Any]:
         default=default,
         description=__doc__,
         prog="python -m agents.train",
+        console_outputs=distributed.tells(),
     )
     return parsed
 
@@ -178,13 +184,14 @@ class Run:
     tracker: Tracker
 
 
-def prepare(a: Arguments[Any], console: Console, held: contextlib.ExitStack) -> Run:
+def prepare(a: Arguments[Any], console: Console, held: contextlib.ExitStack, world: World) -> Run:
     """Make a run, or take up an old one; what can be wrong is found here.
 
     Args:
         a: The command line.
         console: Where progress is shown.
         held: Keeps the lock on the run folder.
+        world: The processes of the run, all of which call this; one writes.
 
     Raises:
         ValueError: An argument is impossible, or another process trains in the folder.
@@ -202,11 +209,11 @@ def prepare(a: Arguments[Any], console: Console, held: contextlib.ExitStack) -> 
                 f"--device {a.device} cannot be used here ({cause}). Use auto, or cpu."
             ) from error
     if a.resume is None:
-        return _fresh(a, console, held)
-    return _resumed(a, a.resume, console, held)
+        return _fresh(a, console, held, world)
+    return _resumed(a, a.resume, console, held, world)
 
 
-def _fresh(a: Arguments[Any], console: Console, held: contextlib.ExitStack) -> Run:
+def _fresh(a: Arguments[Any], console: Console, held: contextlib.ExitStack, world: World) -> Run:
     if _bare(a.env) not in llm_envs.registered_ids():
         known = llm_envs.registered_ids()
         raise ValueError(
@@ -216,19 +223,21 @@ def _fresh(a: Arguments[Any], console: Console, held: contextlib.ExitStack) -> R
     # The number of threads changes rounding, so a resumed run has to have the same one.
     threads = a.settings.threads or torch.get_num_threads()
     a = dataclasses.replace(a, settings=dataclasses.replace(a.settings, threads=threads))
-    config = _as_config(a) | {"version": llm_envs.__version__}
+    config = _as_config(a) | {"version": llm_envs.__version__, "processes": world.size}
     name = f"{_bare(a.env)}-{a.agent}-seed{a.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = a.out or Path("runs") / name
+    folder = world.of_main(a.out or Path("runs") / name)
+    tracker = _tracker(a, folder, config, console, world, state=None)
+    if not world.is_main:
+        return Run(_begin(config, world), folder, config, tracker)
     if (folder / "config.json").exists():
         raise ValueError(f"{folder} holds a run already. Continue it with --resume, or rename it.")
-    tracker = _tracker(a, folder, config, console, state=None)
     # A run that is killed before its first checkpoint begins again under the same W&B id.
     config["wandb_id"] = tracker.state()["wandb_id"]
     new = not folder.exists()
     try:
         runs.prepare(folder, needed_bytes=200 * 2**20)
         held.enter_context(runs.locked(folder))
-        agent = _begin(config)
+        agent = _begin(config, world)
         # Two checkpoints with moments, and copies while they are written.
         runs.prepare(folder, needed_bytes=10 * agent.parameters_bytes)
         _check_splits(agent, config)
@@ -241,16 +250,27 @@ def _fresh(a: Arguments[Any], console: Console, held: contextlib.ExitStack) -> R
     return Run(agent, folder, config, tracker)
 
 
-def _resumed(a: Arguments[Any], folder: Path, console: Console, held: contextlib.ExitStack) -> Run:
+def _resumed(
+    a: Arguments[Any], folder: Path, console: Console, held: contextlib.ExitStack, world: World
+) -> Run:
     config = runs.read_config(folder)
-    held.enter_context(runs.locked(folder))
+    if world.is_main:
+        held.enter_context(runs.locked(folder))
     _refuse_changes(_as_config(a), config, folder)
-    runs.prepare(folder, needed_bytes=200 * 2**20)
+    if (processes := config.get("processes", 1)) != world.size:
+        raise ValueError(
+            f"{folder} was begun with {processes} process{'es' * (processes > 1)}, and there "
+            f"{'are' if world.size > 1 else 'is'} {world.size} now. Another number of them would "
+            "sample other answers: it would no longer be that run. Go on as it began:\n"
+            f"  {_resume_command(folder, processes)}"
+        )
+    if world.is_main:
+        runs.prepare(folder, needed_bytes=200 * 2**20)
     last = folder / "checkpoints" / "last"
     state: dict[str, Any]
     if _has_checkpoint(last):
         try:
-            agent = agent_class(a.agent).load(last, device=a.device)
+            agent = agent_class(a.agent).load(last, device=world.device, world=world)
             stored = json.loads((checkpoint_folder(last) / "state.json").read_text())
             state = stored["tracker"]
         except (SafetensorError, KeyError, json.JSONDecodeError) as error:
@@ -260,7 +280,7 @@ def _resumed(a: Arguments[Any], folder: Path, console: Console, held: contextlib
                 f"--policy {folder}/checkpoints/best/policy."
             ) from error
     else:  # killed before the first checkpoint: begin again, in the same folder
-        agent = _begin(config)
+        agent = _begin(config, world)
         state = {"wandb_id": config.get("wandb_id")}
     if a.steps != config["steps"]:
         if a.steps < agent.env_steps:
@@ -269,11 +289,12 @@ def _resumed(a: Arguments[Any], folder: Path, console: Console, held: contextlib
                 "They are counted from the beginning of the run: give more, or leave it out."
             )
         config["steps"] = a.steps
-        runs.write_json(folder / "config.json", config)
-    return Run(agent, folder, config, _tracker(a, folder, config, console, state=state))
+        if world.is_main:
+            runs.write_json(folder / "config.json", config)
+    return Run(agent, folder, config, _tracker(a, folder, config, console, world, state=state))
 
 
-def _begin(config: dict[str, Any]) -> Agent[Any]:
+def _begin(config: dict[str, Any], world: World) -> Agent[Any]:
     """Make the agent of a run, as it is before training."""
     cls = agent_class(config["agent"])
     return cls(
@@ -282,7 +303,8 @@ def _begin(config: dict[str, Any]) -> Agent[Any]:
         config=cls.config_class(**config["settings"]),
         seed=config["seed"],
         env_kwargs=config["env_kwargs"],
-        device=config["device"],
+        device=world.device,
+        world=world,
     )
 
 
@@ -291,18 +313,20 @@ def _tracker(
     folder: Path,
     config: dict[str, Any],
     console: Console,
+    world: World,
     *,
     state: dict[str, Any] | None,
 ) -> Tracker:
+    backends = tuple(backend.strip() for backend in a.track.split(","))
     return Tracker(
         folder,
-        backends=tuple(backend.strip() for backend in a.track.split(",")),
+        backends=backends if world.is_main else (),
         config=config,
         env_id=a.env,
         agent=a.agent,
         name=f"{a.agent}-{a.env}-seed{a.seed}",
         state=state,
-        progress=not a.quiet,
+        progress=world.is_main and not a.quiet,
         total_steps=a.steps,
         console=console,
     )
@@ -374,10 +398,12 @@ def train(run: Run, console: Console, *, samples: int = 3) -> None:
         FloatingPointError: A reward, the loss, the gradient or a weight is not finite.
     """
     agent, folder, config, tracker = run.agent, run.folder, run.config, run.tracker
+    world = agent.world
+    shared = f" {world.size} processes ({world.strategy})." if world.size > 1 else ""
     console.print(
         f"[bold]{agent.name}[/] on [bold]{agent.env_id}[/] from policy "
-        f"[bold]{escape(agent.policy_name)}[/], seed {agent.seed}: {config['steps']:,} steps. "
-        f"Run folder: {escape(str(folder))}",
+        f"[bold]{escape(agent.policy_name)}[/], seed {agent.seed}: {config['steps']:,} steps."
+        f"{shared} Run folder: {escape(str(folder))}",
         soft_wrap=True,
     )
     learning = True
@@ -385,7 +411,11 @@ def train(run: Run, console: Console, *, samples: int = 3) -> None:
     def stop() -> None:
         if not learning:
             raise KeyboardInterrupt  # nothing is lost, and scoring takes long
+        if lost := world.lost():  # then it is torchrun that ends those who are left
+            _end_without(lost, world, folder)
         agent.stop_requested = True
+        if not world.is_main:
+            return
         with contextlib.suppress(OSError):  # not print: the signal may have come during one
             if console.is_terminal:
                 os.write(1, b"\x1b[?25h")  # the cursor that the progress bar hides
@@ -394,8 +424,11 @@ def train(run: Run, console: Console, *, samples: int = 3) -> None:
     with _first_signal(stop):
         try:
             with tracker:
-                agent.learn(config["steps"], folder=folder, tracker=tracker)
+                with _noticing_deaths(world, folder):
+                    agent.learn(config["steps"], folder=folder, tracker=tracker)
                 learning = False
+                if not world.is_main:
+                    return
                 metrics = folder / "metrics.jsonl"
                 if metrics.exists():
                     runs.plot_curve(
@@ -411,7 +444,7 @@ def train(run: Run, console: Console, *, samples: int = 3) -> None:
             agent.stop_requested = True
             console.print(f"Stopped before the {config['report']} split was scored.")
     for text in (
-        f"To go on:\n  {_resume_command(folder)}" if agent.stop_requested else "",
+        f"To go on:\n  {_resume_command(folder, world.size)}" if agent.stop_requested else "",
         tracker.sync_hint(),
     ):
         if text:  # a command has to stay on one line to be copied
@@ -439,14 +472,49 @@ def _first_signal(action: Callable[[], None]) -> Iterator[None]:
             signal.signal(each, handler)
 
 
-def _resume_command(folder: Path) -> str:
+@contextlib.contextmanager
+def _noticing_deaths(world: World, folder: Path) -> Iterator[None]:
+    """Take an error for what it comes from, if that is the death of another process."""
+    try:
+        yield
+    except RuntimeError as error:
+        if world.size > 1:
+            lost = world.lost(patience=3.0)
+            if lost or "by peer" in str(error):
+                _end_without(lost, world, folder)
+        raise
+
+
+def _end_without(lost: Sequence[int], world: World, folder: Path) -> NoReturn:
+    """End this process because others died: these, or unknown ones on another machine.
+
+    It ends at once: torchrun waits, and an exception could be swallowed where a signal comes.
+    """
+    if distributed.speaks_first():
+        dead = f"{', '.join(map(str, lost))} of {world.size}" if lost else "on another machine"
+        said = (
+            f"Process {dead} died, and the run cannot go on without it. Nothing before the last "
+            f"checkpoint is lost. To go on:\n  {_resume_command(folder, world.size)}"
+        )
+        os.write(2, f"\n{printable(said)}\n".encode())
+    os._exit(1)
+
+
+def _resume_command(folder: Path, processes: int) -> str:
     """Return what the user types to go on, with the Python that runs now."""
     python = Path(sys.executable)
     if shutil.which("python") == str(python):
         python = Path("python")
     elif python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())
-    return shlex.join([str(python), "-m", "agents.train", "--resume", str(folder)])
+    launch: list[str] = []
+    if processes > 1:
+        here = processes
+        if processes == distributed.processes():
+            here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+        nodes = ["--nnodes", str(processes // here)] if here < processes else []
+        launch = ["-m", "torch.distributed.run", *nodes, "--nproc-per-node", str(here)]
+    return shlex.join([str(python), *launch, "-m", "agents.train", "--resume", str(folder)])
 
 
 def _report(
@@ -461,10 +529,10 @@ def _report(
     """Score the initial policy and the chosen checkpoint on the same episodes; write and show."""
     split = config["report"]
     console.print(f"Scoring the policy on the {split} split, before and after …")
-    before = _begin(config).evaluate(split)
+    before = _begin(config, World(device=agent.device)).evaluate(split)
     best = folder / "checkpoints" / "best"
     validated = _has_checkpoint(best)
-    chosen = type(agent).load(best, device=config["device"]) if validated else agent
+    chosen = type(agent).load(best, device=agent.device) if validated else agent
     after = chosen.evaluate(split)
     gain, low, high = after.gain_over(before)
     result = {
@@ -533,21 +601,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    console = Console()
     held = contextlib.ExitStack()
     try:
         try:
             arguments = parse(sys.argv[1:] if argv is None else argv)
-            run = prepare(arguments, console, held)
+            world = distributed.join(arguments.distributed, arguments.device)
+            console = Console(quiet=not world.is_main)
+            run = prepare(arguments, console, held, world)
         except (ValueError, TypeError, OSError, ImportError) as error:
             _fail(str(error), error)
         try:
             train(run, console, samples=arguments.samples)
         except FloatingPointError as error:
-            way = f"Once its cause is mended, to go on:\n  {_resume_command(run.folder)}"
+            world.gather(None)  # all processes have it; nobody leaves before the first has closed
+            command = _resume_command(run.folder, world.size)
+            way = f"Once its cause is mended, to go on:\n  {command}"
             _fail(f"{error}\n{way}", error)
         except OSError as error:
-            _fail(f"{error}\nTo go on:\n  {_resume_command(run.folder)}", error)
+            _fail(f"{error}\nTo go on:\n  {_resume_command(run.folder, world.size)}", error)
+        world.leave()
     except KeyboardInterrupt as error:
         _fail("Interrupted.", error, code=130)
     finally:
@@ -555,9 +627,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str, error: BaseException, *, code: int = 2) -> NoReturn:
-    Console(stderr=True).print(
-        printable(message), style="red", markup=False, highlight=False, soft_wrap=True
-    )
+    if distributed.speaks_first():
+        Console(stderr=True).print(
+            printable(message), style="red", markup=False, highlight=False, soft_wrap=True
+        )
     raise SystemExit(code) from error
 
 

@@ -392,17 +392,25 @@ def in_chunks(
 PolicyT = TypeVar("PolicyT")
 
 
+def own_copy(policy: PolicyT) -> PolicyT:
+    """Return a policy with weights of its own."""
+    copied: Any = copy.copy(policy)
+    copied.model = copy.deepcopy(copied.model)
+    copied.parts = split_model(copied.model)
+    return copied  # type: ignore[no-any-return]
+
+
 def frozen_copy(policy: PolicyT) -> PolicyT:
     """Return a policy whose weights never change: a reference.
 
     It has weights of its own, or is the same model with its adapter switched off.
     """
-    frozen: Any = copy.copy(policy)
-    if has_adapter(frozen.model):
-        frozen.model, frozen.parts = without_adapter(frozen.model, frozen.parts)
+    if not has_adapter(policy.model):  # type: ignore[attr-defined]
+        frozen: Any = own_copy(policy)
+        frozen.model.requires_grad_(False)
     else:
-        frozen.model = copy.deepcopy(frozen.model).requires_grad_(False)
-        frozen.parts = split_model(frozen.model)
+        frozen = copy.copy(policy)
+        frozen.model, frozen.parts = without_adapter(frozen.model, frozen.parts)
     return frozen  # type: ignore[no-any-return]
 
 

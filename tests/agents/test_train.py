@@ -187,7 +187,7 @@ def test_a_complete_run_writes_the_run_folder(
 
     config = json.loads((folder / "config.json").read_text())
     fields = {f.name for f in dataclasses.fields(train.Arguments)}
-    assert config.keys() == fields | {"version", "wandb_id"}
+    assert config.keys() == fields | {"version", "processes", "wandb_id"}
     assert config["settings"].keys() == {f.name for f in dataclasses.fields(ReinforceConfig)}
     assert config["settings"]["threads"] == torch.get_num_threads()
     assert (config["steps"], config["seed"], config["env_kwargs"]["max_turns"]) == (64, 5, 1)
