@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,6 +23,7 @@ from agents.policies.lora import Lora, add_adapter, has_adapter, hold_frozen_in_
 from agents.policies.models import Critic, Passes, Scores, bfloat16_wanted, frozen_copy
 from agents.rollout import Player, Rollout, collect, episode_seeds, merge
 from agents.sampling import SamplingConfig
+from llm_envs.datasets.splits import did_you_mean
 
 Policy = CausalLMPolicy | CandidatePolicy
 POLICIES: dict[str, type[Policy]] = {p.family: p for p in (CausalLMPolicy, CandidatePolicy)}
@@ -81,6 +82,7 @@ class PolicyConfig(AgentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        one_of_its_choices(self)
         at_least(self, 1, "prompts", "group_size", "micro_batch_tokens", "kl_horizon")
         at_least(self, 0, "learning_rate", "weight_decay", "max_grad_norm", "kl_coef", "lora_rank")
         if self.lora_alpha is not None and not self.lora_alpha > 0:
@@ -95,6 +97,19 @@ class PolicyConfig(AgentConfig):
                 f"kl_target is {self.kl_target} and kl_coef {self.kl_coef}; the weight is adapted "
                 "by factors, so both have to be above 0."
             )
+
+
+def one_of_its_choices(config: Any) -> None:
+    """Refuse a setting that is none of the words it may be.
+
+    Raises:
+        ValueError: One is.
+    """
+    for name, kind in get_type_hints(type(config)).items():
+        value, choices = getattr(config, name), get_args(kind)
+        if get_origin(kind) is Literal and value not in choices:
+            near = did_you_mean(str(value), choices)
+            raise ValueError(f"{name} is {value!r}.{near} Use one of {', '.join(choices)}.")
 
 
 PolicyConfigT = TypeVar("PolicyConfigT", bound=PolicyConfig)
@@ -384,6 +399,19 @@ class PolicyAgent(Agent[PolicyConfigT]):
         kl = float(charge.sum()) / max(1, rollout.tokens)
         return rewards - self.kl_coef * charge, {"train/kl": kl}
 
+    @torch.no_grad()
+    def bootstrap(self, rollout: Rollout) -> Tensor:
+        """Return V of the state that each episode was left in, (episodes,); 0 where it ended."""
+        critic = self.critic
+        assert critic is not None
+        values = rollout.rewards.new_zeros(rollout.episodes)
+        rows = [row for row in rollout.left_in if self.world.owns(row, rollout.episodes)]
+        left = [rollout.left_in[row] for row in rows]
+        for members in self.policy.micro_batches(left):
+            found = self.policy.values([left[i] for i in members], critic)
+            values[[rows[i] for i in members]] = found.to(values)
+        return self.world.total(values)
+
     def adapt_kl(self, metrics: dict[str, float], answers: int) -> None:
         """Move the weight of the KL penalty towards its target, if it has one."""
         if self.config.kl_target is not None:
@@ -473,7 +501,9 @@ class PolicyAgent(Agent[PolicyConfigT]):
         if self.critic is not None:
             tensors |= {f"critic/{key}": value for key, value in self.critic.state_dict().items()}
         save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "state.safetensors")
-        return {"model": self._model(), "kl_coef": self.kl_coef, **self.extra_state()}
+        dtype = str(self.policy.model.dtype).removeprefix("torch.")
+        own = {"model": self._model(), "dtype": dtype, "kl_coef": self.kl_coef}
+        return own | self.extra_state()
 
     def load_state(self, folder: Path, state: dict[str, Any]) -> None:
         """Take back what ``save_state`` wrote.
@@ -488,7 +518,9 @@ class PolicyAgent(Agent[PolicyConfigT]):
             )
         if self.reference is not None and not has_adapter(self.policy.model):
             load = type(self.policy).from_pretrained
-            self.reference = frozen_copy(load(folder / "reference", device=self.device))
+            stored = load(folder / "reference", device=self.device, dtype=state["dtype"])
+            self._rule(stored)  # its log-probabilities are those of the same kind of sampling
+            self.reference = frozen_copy(stored)
         self.kl_coef = state["kl_coef"]
         self.load_extra_state(state)
         tensors = load_file(folder / "state.safetensors")
@@ -513,7 +545,7 @@ class PolicyAgent(Agent[PolicyConfigT]):
     def stored_policy(cls, folder: Path, state: dict[str, Any], device: str) -> Policy:
         """Return the policy of a checkpoint."""
         return POLICIES[state["family"]].from_pretrained(
-            folder / "policy", device=device, merge=False
+            folder / "policy", device=device, dtype=state["own"]["dtype"], merge=False
         )
 
     def _model(self) -> str:

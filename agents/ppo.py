@@ -196,11 +196,11 @@ class PPO(ClippedAgent[PPOConfig]):
     def credit(self, rollout: Rollout, rewards: Tensor) -> Credit:
         """Return GAE across the turns of each dialogue, and the critic's targets A_i + V(s_i)."""
         c = self.config
-        values, bootstrap = self.values(rollout)
+        values = self.values(rollout)
         table = objectives.gae(
             rollout.by_turn(rewards),
             rollout.by_turn(values),
-            bootstrap,
+            self.bootstrap(rollout),
             rollout.lengths,
             c.gamma,
             c.lam,
@@ -212,24 +212,15 @@ class PPO(ClippedAgent[PPOConfig]):
         return Credit(advantages, values, returns)
 
     @torch.no_grad()
-    def values(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """Return V before every answer, (D,), and V of what truncated episodes were left in.
-
-        The latter is (episodes,), 0 for episodes that came to their end.
-        """
+    def values(self, rollout: Rollout) -> Tensor:
+        """Return V of the state before every answer, (D,)."""
         critic = self.critic
         assert critic is not None
         values = torch.zeros_like(rollout.rewards)
         for members in self.micro_batches(rollout):
             found = self.policy.values([rollout.sequences[i] for i in members], critic)
             values[torch.cat([rollout.states_of(i) for i in members])] = found.to(values)
-        bootstrap = values.new_zeros(rollout.episodes)
-        rows = [row for row in rollout.left_in if self.world.owns(row, rollout.episodes)]
-        left = [rollout.left_in[row] for row in rows]
-        for members in self.policy.micro_batches(left):
-            found = self.policy.values([left[i] for i in members], critic)
-            bootstrap[torch.tensor([rows[i] for i in members])] = found.to(values)
-        return self.world.total(values), self.world.total(bootstrap)
+        return self.world.total(values)
 
     def loss(self, batch: Batch, credit: Credit, answers: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the clipped loss with the critic's."""

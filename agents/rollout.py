@@ -201,7 +201,7 @@ def play(
 
     Args:
         player: Answers observations, or messages (:class:`MessageReader`).
-        envs: A vector environment with n rows, in any autoreset mode.
+        envs: A vector environment with n rows that resets them itself, in the same or next step.
         seeds: n seeds, one a row.
         options: Options of the reset.
         look: Ask the environment for references and candidate scores too, and let an
@@ -235,8 +235,9 @@ def play(
         )
         each = step_infos(infos, n)
         for r in active:
-            left_in = None
-            if truncated[r] and isinstance(player, StateTeller):
+            # A time limit may strike at the very step that ends the episode: there is no future.
+            cut_off, left_in = truncated[r] and not terminated[r], None
+            if cut_off and isinstance(player, StateTeller):
                 final = (
                     _messages(each[r])
                     if isinstance(player, MessageReader)

@@ -384,7 +384,8 @@ class Conversations:
 
     def _read(self, observations: dict[int, Any]) -> None:
         """Encode what each row has not read yet."""
-        self._seen = {r: seen for r, seen in self._seen.items() if r in observations}
+        for row in observations.keys() - self._unread.keys():
+            self._seen.pop(row, None)  # it was left out the last time, so it begins anew
         self._unread = {r: self._unread.get(r, []) for r in observations}
         added = {row: self._added(row, observation) for row, observation in observations.items()}
         for row, ids in self._encode(added).items():

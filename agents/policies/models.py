@@ -244,7 +244,12 @@ def load_model(
         merge_adapter(model)
     if lora is not None and not has_adapter(model):
         add_adapter(model, lora, name=name)
-    return model.to(resolve_device(device)), tokenizer
+    model = model.to(resolve_device(device))
+    for tensor in (*model.parameters(), *model.buffers()):
+        # A file's tensors lie in memory as they lie in the file, and on CPUs the rounding of a
+        # matrix product depends on the alignment: a resumed run would not be the same.
+        tensor.data = tensor.data.clone()
+    return model, tokenizer
 
 
 def _load_beneath(adapter: str | Path, base: str, dtype: str) -> Any:
