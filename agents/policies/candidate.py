@@ -1,4 +1,4 @@
-"""A causal language model as a policy that chooses one of k texts."""
+"""A causal language model or an encoder as a policy that chooses one of k texts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,23 +26,27 @@ from agents.policies.models import (
     Critic,
     Parts,
     Passes,
+    Question,
     Scores,
     attention_window,
+    bfloat16,
+    branch_mask,
     context_length,
     in_chunks,
+    is_encoder,
+    layers_recomputed,
     load_model,
+    names_encoder,
     pad_right,
     read,
     save_model,
     split_model,
     without_adapter,
 )
+from agents.policies.scalar_head import ScalarModel, has_scalar_head, load_scalar_model
 from agents.sampling import at_least_float32, draw
 
 REPLY_FILE = "reply.json"
-
-Question = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]
-"""Token ids of a prompt, and of each candidate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +91,9 @@ class Decision:
 
 
 class CandidatePolicy:
-    """Chooses among texts by what a causal language model thinks of each.
+    """Chooses among texts by what a causal language model or an encoder thinks of each.
 
-    The logit of a candidate is read off the model in one of three ways:
+    The logit of a candidate is read off the model in one of four ways:
 
     - with ``reply``, log p(reply | prompt, candidate): how likely the model thinks it that the
       user answers this candidate with that reply ("I liked it.");
@@ -97,18 +101,22 @@ class CandidatePolicy:
       than a model that never changes. The model that training begins with as the base makes the
       first policy uniform, and what is learned shows in every token of a text: the implicit
       reward of Rafailov et al. (2023), "Direct Preference Optimization", eq. 5;
-    - without either, the mean log-probability of the candidate's own tokens after the prompt.
+    - with a scalar ``head``, a number that a linear layer makes of the hidden state: learned from
+      zero, so that the first policy is uniform. BERT-like encoders, which have no likelihood, are
+      scored in this way alone, pair by pair; see :mod:`agents.policies.scalar_head`;
+    - without any, the mean log-probability of the candidate's own tokens after the prompt.
 
     All k candidates are read in one row: the prompt once, then the candidates beside each other,
     each seeing the prompt and itself only and taking the positions that follow the prompt. The
     order of the candidates therefore changes nothing.
 
     Args:
-        model: A causal language model of ``transformers``.
+        model: A causal language model or an encoder of ``transformers``, or a ``ScalarModel``.
         tokenizer: Its tokenizer.
         reply: What the user would say to a good candidate.
         base: A causal language model with the same tokenizer; or the model itself with its adapter
             switched off.
+        head: ``"scalar"`` puts a scalar head on the model's trunk. An encoder gets one anyway.
         temperature: Divides the logits when sampling; 0 takes the best candidate.
         seed: Seed of the sampling.
         micro_batch_tokens: Most tokens, padding included, in one forward pass.
@@ -126,12 +134,21 @@ class CandidatePolicy:
         *,
         reply: str | None = None,
         base: Any = None,
+        head: Literal["scalar"] | None = None,
         temperature: float = 1.0,
         seed: int = 0,
         micro_batch_tokens: int = 8192,
     ) -> None:
-        if reply and base is not None:
-            raise ValueError("A reply and a base are two ways of scoring; give one of them.")
+        if head not in (None, "scalar"):
+            raise ValueError(f"head is {head!r}; there is 'scalar', or None.")
+        self.scalar = head == "scalar" or isinstance(model, ScalarModel) or is_encoder(model.config)
+        if sum((bool(reply), base is not None, self.scalar)) > 1:
+            raise ValueError(
+                "A reply, a base and a scalar head are three ways of scoring; give one of them. "
+                "(An encoder has no likelihood, so it always has the head.)"
+            )
+        if self.scalar and not isinstance(model, ScalarModel):
+            model = ScalarModel(model, tokenizer)
         if temperature < 0:
             raise ValueError(f"temperature is {temperature}; use 0 (the best candidate) or more.")
         self.model = model
@@ -151,7 +168,11 @@ class CandidatePolicy:
             self.base_parts = split_model(base.requires_grad_(False))
         self.pad: int = tokenizer.pad_token_id or 0
         # Within the shortest window of attention all layers see the same.
-        self.context = min(context_length(model), attention_window(model) or 2**31)
+        self.context: int = (
+            model.context
+            if self.scalar
+            else min(context_length(model), attention_window(model) or 2**31)
+        )
         self.truncated_prompts = 0
         self.read_tokens = 0
 
@@ -165,19 +186,34 @@ class CandidatePolicy:
         relative: bool = False,
         lora: Lora | None = None,
         merge: bool = True,
+        head: Literal["scalar"] | None = None,
         **arguments: Any,
     ) -> CandidatePolicy:
         """Load a model: ``"tiny"`` (embedded), a hub id, or a folder.
 
         Args:
-            name: What to load. A folder that ``save_pretrained`` wrote tells base and reply too.
+            name: What to load. A folder that ``save_pretrained`` wrote tells base, reply and head
+                too.
             device: ``"auto"`` or a torch device.
             dtype: Name of a torch dtype.
-            relative: Whether the model as it is now becomes the base, if the folder has none.
+            relative: Whether the model as it is now becomes the base, if the folder has none and
+                there is no scalar head.
             lora: A new adapter to put on the model.
             merge: What becomes of an adapter in the folder; see :func:`load_model`.
+            head: ``"scalar"`` for a scalar head on a causal model; an encoder has one anyway.
             **arguments: Arguments of the policy.
+
+        Raises:
+            ValueError: An adapter is wanted beneath a scalar head.
         """
+        if head == "scalar" or has_scalar_head(name) or names_encoder(name):
+            if lora is not None:
+                raise ValueError(
+                    "LoRA adapters go on causal language models, and this policy has a scalar "
+                    "head. Leave lora_rank out: every weight is trained then."
+                )
+            model, tokenizer = load_scalar_model(name, device, dtype)
+            return cls(model, tokenizer, **arguments)
         model, tokenizer = load_model(name, device, dtype, lora=lora, merge=merge)
         folder = Path(name)
         if (folder / "base").is_dir():
@@ -189,7 +225,7 @@ class CandidatePolicy:
             arguments["base"] = AdapterOff(model) if has_adapter(model) else copy.deepcopy(model)
         if (folder / REPLY_FILE).exists():
             arguments.setdefault("reply", json.loads((folder / REPLY_FILE).read_text()))
-        return cls(model, tokenizer, **arguments)
+        return cls(model, tokenizer, head=head, **arguments)
 
     @property
     def device(self) -> torch.device:
@@ -209,7 +245,7 @@ class CandidatePolicy:
         prompt_ids, *candidate_ids = self._encode([prompt, *candidates])
         if not prompt_ids or not all(candidate_ids):
             raise ValueError(
-                "A prompt or a candidate holds no token, so it has no likelihood. "
+                "A prompt or a candidate holds no token, so there is nothing to judge. "
                 f"Prompt: {prompt!r}; candidates: {list(candidates)!r}."
             )
         room = self.context - len(self.reply) - max(map(len, candidate_ids))
@@ -228,7 +264,12 @@ class CandidatePolicy:
 
     def micro_batches(self, decisions: Sequence[Decision]) -> list[list[int]]:
         """Group decisions of similar lengths, each group within ``micro_batch_tokens``."""
-        widths = [len(d) + len(self.reply) * len(d.candidates) for d in decisions]
+        widths = [
+            self.model.width(*d.question)
+            if self.scalar
+            else len(d) + len(self.reply) * len(d.candidates)
+            for d in decisions
+        ]
         groups: list[list[int]] = []
         for i in sorted(range(len(decisions)), key=widths.__getitem__):
             # Ascending lengths: the newest member sets the width of the whole group.
@@ -260,7 +301,7 @@ class CandidatePolicy:
     def values(self, decisions: Sequence[Decision], critic: Critic) -> Tensor:
         """Return what the critic says of the state before each decision."""
         questions = [d.question for d in decisions]
-        _, values = self._likelihoods(self.model, self.parts, questions, critic)
+        _, values = self._judge(questions, None, critic)
         assert values is not None
         return values
 
@@ -282,6 +323,12 @@ class CandidatePolicy:
         critic: Critic | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the candidates' logits and, of a critic, the value of each prompt."""
+        if self.scalar:
+            with (
+                bfloat16(self.model, self.passes.bfloat16),
+                layers_recomputed(self.model.trunk, self.passes.gradient_checkpointing),
+            ):
+                return self.model(questions, critic)  # type: ignore[no-any-return]
         mean = self.base is None and not self.reply
         found, values = self._likelihoods(self.model, self.parts, questions, critic, mean=mean)
         if self.base is None:
@@ -320,21 +367,18 @@ class CandidatePolicy:
         # The copies of a question, as a group has them, are read once.
         unique = {question: i for i, question in enumerate(dict.fromkeys(questions))}
         rows = [self._lay_out(*question) for question in unique]
-        device, dtype = self.device, model.dtype
+        device = self.device
         ids, positions = pad_right([r.ids for r in rows], self.pad), [r.positions for r in rows]
         width = ids.shape[1]
         # Branch 0 is the prompt; a token sees the prompt and its own branch, as far as itself.
         branch = pad_right([r.branch for r in rows], -1).to(device)
-        seen = (branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0)
-        seen &= torch.ones(width, width, dtype=torch.bool, device=device).tril()
-        mask = torch.zeros(seen.shape, dtype=dtype, device=device)
         sources = [s + i * width for i, r in enumerate(rows) for s in r.sources]
         reading = read(
             model,
             parts,
             self.passes,
             input_ids=ids.to(device),
-            attention_mask=mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None],
+            attention_mask=branch_mask(branch, model.dtype, causal=True),
             position_ids=pad_right(positions, 0).to(device),
         )
 

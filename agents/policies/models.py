@@ -29,6 +29,9 @@ from agents.policies.lora import (
     save_adapter,
 )
 
+Question = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]
+"""Token ids of a prompt, and of each candidate."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scores:
@@ -196,7 +199,13 @@ TINY = Path(__file__).parent / "tiny"
 
 
 def load_model(
-    name: str | Path, device: str, dtype: str, *, lora: Lora | None = None, merge: bool = True
+    name: str | Path,
+    device: str,
+    dtype: str,
+    *,
+    lora: Lora | None = None,
+    merge: bool = True,
+    writes: bool = True,
 ) -> tuple[Any, Any]:
     """Load a causal language model and its tokenizer.
 
@@ -208,13 +217,15 @@ def load_model(
         lora: A new adapter to put on the model.
         merge: Whether an adapter that lies in the folder becomes part of the weights; else it
             stays beside them, trainable.
+        writes: Whether it has to write tokens. If not, any model will do, an encoder too, and it
+            is loaded without the head that it may have.
 
     Raises:
         ValueError: The name leads to no model, the dtype is none, the tokenizer has no
             end-of-sequence token, or an adapter's base is missing or has changed.
         ImportError: An adapter needs the package ``peft``.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
     if not isinstance(precision := getattr(torch, dtype, None), torch.dtype):
         raise ValueError(f"{dtype!r} is no dtype of torch. Use 'float32' or 'bfloat16'.")
@@ -226,16 +237,18 @@ def load_model(
         if is_int8(where):
             model = load_int8(where)
         elif pointer is None:
-            model = AutoModelForCausalLM.from_pretrained(where, dtype=precision)
+            kind: Any = AutoModelForCausalLM if writes else AutoModel
+            model = kind.from_pretrained(where, dtype=precision)
             if has_adapter(model):
                 raise ValueError("it is an adapter. Download it, and give its folder.")
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"No causal language model could be loaded from {str(name)!r}: {error}\n"
+            f"No {'causal language ' if writes else ''}model could be loaded from {str(name)!r}: "
+            f"{error}\n"
             "Use 'tiny' (embedded), the path of a folder that holds a model, or a hub id that "
             "this machine can reach."
         ) from error
-    if tokenizer.eos_token_id is None:
+    if writes and tokenizer.eos_token_id is None:
         raise ValueError(f"The tokenizer of {str(name)!r} has no end-of-sequence token.")
     if pointer is not None:
         model = _load_beneath(name, resolved(pointer["name"], where), dtype)
@@ -297,6 +310,29 @@ class Passes:
     gradient_checkpointing: bool = False
 
 
+def is_encoder(config: Any) -> bool:
+    """Return whether a configuration is a BERT-like encoder's, which has no likelihood.
+
+    The same kind of configuration can be a causal model's (``BertLMHeadModel``): that one says so.
+    """
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING
+
+    named = getattr(config, "architectures", None) or []
+    causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in named)
+    decodes = getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False)
+    return type(config) in MODEL_FOR_MASKED_LM_MAPPING and not causal and not decodes
+
+
+def names_encoder(name: str | Path) -> bool:
+    """Return whether a name, as ``load_model`` takes it, leads to a BERT-like encoder."""
+    from transformers import AutoConfig
+
+    try:
+        return is_encoder(AutoConfig.from_pretrained(TINY if str(name) == "tiny" else name))
+    except (OSError, ValueError):
+        return False  # it leads to nothing; ``load_model`` says so better
+
+
 def split_model(model: Any) -> Parts:
     """Take a model apart into trunk and head, if head(trunk(x)) is exactly what the model says.
 
@@ -323,6 +359,25 @@ def attention_window(model: Any) -> int | None:
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
     return getattr(config, "sliding_window", None) if "sliding_attention" in kinds else None
+
+
+def branch_mask(branch: Tensor, dtype: torch.dtype, *, causal: bool) -> Tensor:
+    """Return the mask of texts beside each other in a row, each blind to the others.
+
+    Args:
+        branch: (rows, width) number of the text that each token belongs to. All see branch 0, the
+            beginning that the texts of a row share, if there is one; padding is -1.
+        dtype: That of the model.
+        causal: Whether a token sees as far as itself only.
+
+    Returns:
+        (rows, 1, width, width), to be added to attention scores: 0, or the lowest number.
+    """
+    seen = (branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0)
+    if causal:
+        seen = seen.tril()
+    mask = torch.zeros(seen.shape, dtype=dtype, device=branch.device)
+    return mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
 
 
 @dataclass(frozen=True, slots=True)
