@@ -331,6 +331,8 @@ class Agent(ABC, Generic[ConfigT]):
     def predict(self, observation: Any, deterministic: bool = True) -> tuple[Any, None]:
         """Answer one observation, or each of a list; as in Stable-Baselines3.
 
+        Chat models take ``[info["messages"]]``, or a text as the user's only message.
+
         Returns:
             The action (or a list of them) and ``None`` for the state that there is not.
         """
