@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +19,14 @@ from agents.policies.candidate import CandidatePolicy
 from agents.policies.causal_lm import CausalLMPolicy
 from agents.policies.int8 import is_int8
 from agents.policies.lora import Lora, add_adapter, has_adapter, hold_frozen_in_bfloat16
-from agents.policies.models import Critic, Passes, Scores, bfloat16_wanted, frozen_copy
+from agents.policies.models import (
+    Critic,
+    Passes,
+    Scores,
+    bfloat16_wanted,
+    frozen_copy,
+    model_identity,
+)
 from agents.rollout import Player, Rollout, collect, episode_seeds, merge
 from agents.sampling import SamplingConfig
 from llm_envs.datasets.splits import did_you_mean
@@ -501,8 +507,8 @@ class PolicyAgent(Agent[PolicyConfigT]):
         if self.critic is not None:
             tensors |= {f"critic/{key}": value for key, value in self.critic.state_dict().items()}
         save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "state.safetensors")
-        dtype = str(self.policy.model.dtype).removeprefix("torch.")
-        own = {"model": self._model(), "dtype": dtype, "kl_coef": self.kl_coef}
+        own = {"model": model_identity(self.policy.model), "kl_coef": self.kl_coef}
+        own["dtype"] = str(self.policy.model.dtype).removeprefix("torch.")
         return own | self.extra_state()
 
     def load_state(self, folder: Path, state: dict[str, Any]) -> None:
@@ -511,7 +517,7 @@ class PolicyAgent(Agent[PolicyConfigT]):
         Raises:
             ValueError: The folder holds another model than the one that was trained.
         """
-        if (now := self._model()) != state["model"]:
+        if (now := model_identity(self.policy.model)) != state["model"]:
             raise ValueError(
                 f"The checkpoint {folder} was trained on the model {state['model']}, and its "
                 f"folder policy holds {now}. Put back the one that was written there."
@@ -547,14 +553,6 @@ class PolicyAgent(Agent[PolicyConfigT]):
         return POLICIES[state["family"]].from_pretrained(
             folder / "policy", device=device, dtype=state["own"]["dtype"], merge=False
         )
-
-    def _model(self) -> str:
-        """Say what is trained: class, size, and a digest of names and shapes."""
-        model = self.policy.model
-        shapes = [(name, tuple(p.shape)) for name, p in model.named_parameters()]
-        digest = hashlib.sha256(repr(shapes).encode()).hexdigest()[:12]
-        count = sum(p.numel() for p in model.parameters())
-        return f"{type(model).__name__} with {count:,} parameters (digest {digest})"
 
 
 def _generator(rank: int) -> str:

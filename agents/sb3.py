@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import math
 import time
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -35,6 +34,8 @@ from torch import Tensor
 from agents.base import Agent, AgentConfig, Family, at_least
 from agents.baselines import ScriptedPlayer
 from agents.policies.causal_lm import CausalLMPolicy
+from agents.policies.int8 import is_int8
+from agents.policies.models import model_identity
 from agents.rollout import Player
 from agents.sampling import SamplingConfig
 from llm_envs.wrappers import NumericView, TokenView
@@ -275,7 +276,19 @@ class SB3Agent(Agent[SB3ConfigT]):
             )
         sampling = SamplingConfig(c.max_new_tokens)
         if isinstance(policy, str):
-            policy = CausalLMPolicy.from_pretrained(policy, device=self.device, sampling=sampling)
+            policy = CausalLMPolicy.from_pretrained(
+                policy, device=self.device, sampling=sampling, chat=False
+            )
+        if policy.chat is not None:
+            raise ValueError(
+                f"{self.name} writes token by token on the observation's text (TokenView), and the "
+                "policy reads messages by a chat template. Make it with chat=False."
+            )
+        if is_int8(policy.model):
+            raise ValueError(
+                "The weights of this model are held in 8 bits, for use; they cannot be trained. "
+                "Train the model that it was made from."
+            )
         policy.sampling = sampling
         policy.context = min(policy.context, c.context)
         policy.room(sampling)
@@ -373,13 +386,9 @@ class SB3Agent(Agent[SB3ConfigT]):
             for reward, info in zip(held["rewards"], held["infos"], strict=True):
                 if "feedback" not in info:  # a token within an answer
                     continue
-                if not math.isfinite(reward):
-                    raise FloatingPointError(
-                        f"A reward of iteration {self.iteration} is {reward}; nothing was learned "
-                        "from it. Look at what the environment scores."
-                    )
                 rewards.append(float(reward))
                 scores.extend([info["score"]] if "score" in info else [])
+            self.check_rewards(rewards)
             return True
 
         model.set_env(model.env)  # has the next call of learn begin with a reset
@@ -393,7 +402,7 @@ class SB3Agent(Agent[SB3ConfigT]):
                     raise
         if not self._finite:
             raise FloatingPointError(
-                f"Weights are no numbers any more after iteration {self.iteration}. The last "
+                f"Weights are no numbers any more after update {self.iteration}; the last "
                 "checkpoint is good. Lower the learning rate or look at the rewards."
             )
         self.iteration += 1
@@ -437,10 +446,20 @@ class SB3Agent(Agent[SB3ConfigT]):
         save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "state.safetensors")
         if self.writer is not None:
             self.writer.save_pretrained(folder / "policy")
-        return {"num_timesteps": self.model.num_timesteps, **self.counters()}
+        played = {"model": model_identity(self.model.policy)}
+        return {**played, "num_timesteps": self.model.num_timesteps, **self.counters()}
 
     def load_state(self, folder: Path, state: dict[str, Any]) -> None:
-        """Take back what ``save_state`` wrote; the language model has been loaded before."""
+        """Take back what ``save_state`` wrote; the language model has been loaded before.
+
+        Raises:
+            ValueError: The folder holds another model than the one that was trained.
+        """
+        if (now := model_identity(self.model.policy)) != state["model"]:
+            raise ValueError(
+                f"The checkpoint {folder} was trained on the model {state['model']}, and its "
+                f"folder policy holds {now}. Put back the one that was written there."
+            )
         parts: dict[str, dict[str, Tensor]] = {"policy": {}, "optimizer": {}, "memory": {}}
         for key, value in load_file(folder / "state.safetensors").items():
             part, _, name = key.partition("/")
@@ -474,8 +493,12 @@ class SB3Agent(Agent[SB3ConfigT]):
 
     @classmethod
     def stored_policy(cls, folder: Path, state: dict[str, Any], device: str) -> Any:
-        """Return the folder of the language model; of a small network there is none."""
-        return folder / "policy" if state["family"] == "writing" else "none"
+        """Return the language model; a small network is made anew."""
+        if state["family"] == "choosing":
+            return "none"
+        return CausalLMPolicy.from_pretrained(
+            folder / "policy", device=device, chat=False, merge=False
+        )
 
 
 class OnPolicyAgent(SB3Agent[OnPolicyConfigT]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -447,6 +448,14 @@ def in_chunks(
         for start in range(0, total, size)
     ]
     return tuple(map(torch.cat, zip(*pieces, strict=True)))
+
+
+def model_identity(model: nn.Module) -> str:
+    """Say what a model is, whatever its weights: class, size, and a digest of names and shapes."""
+    shapes = [(name, tuple(p.shape)) for name, p in model.named_parameters()]
+    digest = hashlib.sha256(repr(shapes).encode()).hexdigest()[:12]
+    count = sum(p.numel() for p in model.parameters())
+    return f"{type(model).__name__} with {count:,} parameters (digest {digest})"
 
 
 PolicyT = TypeVar("PolicyT")
