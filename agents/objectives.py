@@ -89,19 +89,20 @@ def kl_k3(log_probs: Tensor, reference: Tensor) -> Tensor:
 def adaptive_kl_coef(coef: float, kl: float, target: float, samples: int, horizon: int) -> float:
     """Move the weight of a KL penalty so that the divergence comes to its target.
 
-    β ← β · (1 + clip(KL / target - 1, -0.2, 0.2) · samples / horizon)
+    β ← β · (1 + clip(KL / target - 1, -0.2, 0.2) · min(samples / horizon, 1))
 
     Args:
         coef: β.
         kl: The divergence that was measured, in nats.
         target: The divergence that is wanted, in nats, above 0.
         samples: Answers that it was measured on.
-        horizon: Answers over which β may change by a fifth.
+        horizon: Answers over which β may change by a fifth; in one go it never changes by more,
+            or a large batch could turn the penalty into a reward.
 
     Source: Ziegler et al. (2019), "Fine-Tuning Language Models from Human Preferences", 2.2.
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
-    return coef * (1 + error * samples / horizon)
+    return coef * (1 + error * min(samples / horizon, 1))
 
 
 # --- losses --------------------------------------------------------------------------------------
@@ -249,6 +250,21 @@ def group_advantage(rewards: Tensor, groups: Tensor, *, std: bool = False) -> Te
         # The small number bounds what a nearly constant group can say.
         centred = centred / (variance.sqrt() + 1e-4)[place]
     return torch.where(constant[place], 0.0, centred)
+
+
+def scaled_advantage(advantages: Tensor) -> Tensor:
+    """Scale the advantages of a batch to mean 0 and standard deviation 1.
+
+    Â_i = (A_i - mean) / (std + 1e-4), std that of the sample (D-1). Advantages that are all alike
+    become exactly zero: what rounding leaves of them must not be blown up.
+
+    Args:
+        advantages: (D,), at least one.
+    """
+    if advantages.min() == advantages.max():
+        return torch.zeros_like(advantages)
+    centred = advantages - advantages.mean()
+    return centred / (advantages.std() + 1e-4)
 
 
 def _groups(rewards: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:

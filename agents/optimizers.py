@@ -21,6 +21,12 @@ Direction = Literal["ascend", "descend"]
 LossTerm = Literal["broadcast", "step_size", "none"]
 Anchor = Literal["zero", "initial"]
 Precondition = Literal["sgd", "adam"]
+CHOICES: dict[str, tuple[str, ...]] = {
+    "direction": get_args(Direction),
+    "loss_term": get_args(LossTerm),
+    "anchor": get_args(Anchor),
+    "precondition": get_args(Precondition),
+}
 
 
 class ImmediateUpdate(torch.optim.Optimizer):
@@ -64,23 +70,31 @@ class ImmediateUpdate(torch.optim.Optimizer):
         anchor: Anchor = "zero",
         precondition: Precondition = "sgd",
     ) -> None:
-        if not lr > 0 or beta < 0 or lam < 0:
+        defaults: dict[str, Any] = {
+            "lr": lr,
+            "beta": beta,
+            "lam": lam,
+            "direction": direction,
+            "loss_term": loss_term,
+            "anchor": anchor,
+            "precondition": precondition,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters, whose settings may be their own; see the class for what is refused."""
+        settings = self.defaults | param_group
+        lr, beta, lam = settings["lr"], settings["beta"], settings["lam"]
+        if not (lr > 0 and beta >= 0 and lam >= 0):
             raise ValueError(
                 f"lr is {lr}, beta {beta}, lam {lam}; lr has to be above 0, the others 0 or more."
             )
-        choices = {
-            "direction": (direction, Direction),
-            "loss_term": (loss_term, LossTerm),
-            "anchor": (anchor, Anchor),
-            "precondition": (precondition, Precondition),
-        }
-        for name, (given, known) in choices.items():
-            if given not in get_args(known):
-                raise ValueError(f"{name} is {given!r}; use one of {', '.join(get_args(known))}.")
-        defaults = {"lr": lr, "beta": beta, "lam": lam}
-        super().__init__(params, defaults | {name: given for name, (given, _) in choices.items()})
-        for group in self.param_groups:
-            for parameter in group["params"] if group["anchor"] == "initial" else ():
+        for name, known in CHOICES.items():
+            if settings[name] not in known:
+                raise ValueError(f"{name} is {settings[name]!r}; use one of {', '.join(known)}.")
+        super().add_param_group(param_group)
+        if settings["anchor"] == "initial":
+            for parameter in self.param_groups[-1]["params"]:
                 self.state[parameter]["anchor"] = parameter.detach().clone()
 
     def step(self, closure: Callable[[], Any] | None = None) -> float:  # type: ignore[override]
@@ -100,7 +114,8 @@ class ImmediateUpdate(torch.optim.Optimizer):
         if closure is None:
             raise ValueError("The loss is a term of this update: call step(closure).")
         with torch.enable_grad():
-            loss = float(closure())
+            found = closure()
+        loss = float(found.detach() if isinstance(found, Tensor) else found)
         with torch.no_grad():
             for group in self.param_groups:
                 sign = 1.0 if group["direction"] == "ascend" else -1.0

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,6 +21,7 @@ from agents.policies.causal_lm import CausalLMPolicy
 from agents.policies.models import Critic, Scores, frozen_copy
 from agents.rollout import Player, Rollout, collect, episode_seeds
 from agents.sampling import SamplingConfig
+from llm_envs.datasets.splits import did_you_mean
 
 Policy = CausalLMPolicy | CandidatePolicy
 POLICIES: dict[str, type[Policy]] = {p.family: p for p in (CausalLMPolicy, CandidatePolicy)}
@@ -69,6 +70,7 @@ class PolicyConfig(AgentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        one_of_its_choices(self)
         at_least(self, 1, "prompts", "group_size", "micro_batch_tokens", "kl_horizon")
         at_least(self, 0, "learning_rate", "weight_decay", "max_grad_norm", "kl_coef")
         if not self.temperature > 0:
@@ -81,6 +83,19 @@ class PolicyConfig(AgentConfig):
                 f"kl_target is {self.kl_target} and kl_coef {self.kl_coef}; the weight is adapted "
                 "by factors, so both have to be above 0."
             )
+
+
+def one_of_its_choices(config: Any) -> None:
+    """Refuse a setting that is none of the words it may be.
+
+    Raises:
+        ValueError: One is.
+    """
+    for name, kind in get_type_hints(type(config)).items():
+        value, choices = getattr(config, name), get_args(kind)
+        if get_origin(kind) is Literal and value not in choices:
+            near = did_you_mean(str(value), choices)
+            raise ValueError(f"{name} is {value!r}.{near} Use one of {', '.join(choices)}.")
 
 
 PolicyConfigT = TypeVar("PolicyConfigT", bound=PolicyConfig)
@@ -290,6 +305,18 @@ class PolicyAgent(Agent[PolicyConfigT]):
         kl = float(charge.sum()) / max(1, rollout.tokens)
         return rewards - self.kl_coef * charge, {"train/kl": kl}
 
+    @torch.no_grad()
+    def bootstrap(self, rollout: Rollout) -> Tensor:
+        """Return V of the state that each episode was left in, (episodes,); 0 where it ended."""
+        critic = self.critic
+        assert critic is not None
+        values = rollout.rewards.new_zeros(rollout.episodes)
+        rows, left = list(rollout.left_in), list(rollout.left_in.values())
+        for members in self.policy.micro_batches(left):
+            found = self.policy.values([left[i] for i in members], critic)
+            values[[rows[i] for i in members]] = found.to(values)
+        return values
+
     def adapt_kl(self, metrics: dict[str, float], answers: int) -> None:
         """Move the weight of the KL penalty towards its target, if it has one."""
         if self.config.kl_target is not None:
@@ -363,7 +390,9 @@ class PolicyAgent(Agent[PolicyConfigT]):
         if self.critic is not None:
             tensors |= {f"critic/{key}": value for key, value in self.critic.state_dict().items()}
         save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "state.safetensors")
-        return {"model": self._model(), "kl_coef": self.kl_coef, **self.extra_state()}
+        dtype = str(self.policy.model.dtype).removeprefix("torch.")
+        own = {"model": self._model(), "dtype": dtype, "kl_coef": self.kl_coef}
+        return own | self.extra_state()
 
     def load_state(self, folder: Path, state: dict[str, Any]) -> None:
         """Take back what ``save_state`` wrote.
@@ -378,7 +407,9 @@ class PolicyAgent(Agent[PolicyConfigT]):
             )
         if self.reference is not None:
             load = type(self.policy).from_pretrained
-            self.reference = frozen_copy(load(folder / "reference", device=self.device))
+            stored = load(folder / "reference", device=self.device, dtype=state["dtype"])
+            self._rule(stored)  # its log-probabilities are those of the same kind of sampling
+            self.reference = frozen_copy(stored)
         self.kl_coef = state["kl_coef"]
         self.load_extra_state(state)
         tensors = load_file(folder / "state.safetensors")
@@ -396,7 +427,8 @@ class PolicyAgent(Agent[PolicyConfigT]):
     @classmethod
     def stored_policy(cls, folder: Path, state: dict[str, Any], device: str) -> Policy:
         """Return the policy of a checkpoint."""
-        return POLICIES[state["family"]].from_pretrained(folder / "policy", device=device)
+        load = POLICIES[state["family"]].from_pretrained
+        return load(folder / "policy", device=device, dtype=state["own"]["dtype"])
 
     def _model(self) -> str:
         """Say what is trained: class, size, and a digest of names and shapes."""

@@ -193,11 +193,11 @@ class PPO(ClippedAgent[PPOConfig]):
     def credit(self, rollout: Rollout, rewards: Tensor) -> Credit:
         """Return GAE across the turns of each dialogue, and the critic's targets A_i + V(s_i)."""
         c = self.config
-        values, bootstrap = self.values(rollout)
+        values = self.values(rollout)
         table = objectives.gae(
             rollout.by_turn(rewards),
             rollout.by_turn(values),
-            bootstrap,
+            self.bootstrap(rollout),
             rollout.lengths,
             c.gamma,
             c.lam,
@@ -205,27 +205,19 @@ class PPO(ClippedAgent[PPOConfig]):
         advantages = table[rollout.rows, rollout.turns]
         returns = advantages + values
         if c.normalise_advantages and len(advantages) > 1:
-            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+            advantages = objectives.scaled_advantage(advantages)
         return Credit(advantages, values, returns)
 
     @torch.no_grad()
-    def values(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """Return V before every answer, (D,), and V of what truncated episodes were left in.
-
-        The latter is (episodes,), 0 for episodes that came to their end.
-        """
+    def values(self, rollout: Rollout) -> Tensor:
+        """Return V of the state before every answer, (D,)."""
         critic = self.critic
         assert critic is not None
         values = torch.zeros_like(rollout.rewards)
         for members in self.policy.micro_batches(rollout.sequences):
             found = self.policy.values([rollout.sequences[i] for i in members], critic)
             values[torch.cat([rollout.states_of(i) for i in members])] = found.to(values)
-        bootstrap = values.new_zeros(rollout.episodes)
-        rows, left = list(rollout.left_in), list(rollout.left_in.values())
-        for members in self.policy.micro_batches(left):
-            found = self.policy.values([left[i] for i in members], critic)
-            bootstrap[torch.tensor([rows[i] for i in members])] = found.to(values)
-        return values, bootstrap
+        return values
 
     def loss(self, batch: Batch, credit: Credit, answers: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the clipped loss with the critic's."""

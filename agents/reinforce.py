@@ -77,9 +77,17 @@ class Reinforce(PolicyAgent[ReinforceConfig]):
         return metrics
 
     def returns(self, rollout: Rollout, rewards: Tensor) -> Tensor:
-        """Return R_i of every answer, (D,)."""
-        table = objectives.discounted_returns(rollout.by_turn(rewards), self.config.gamma)
-        return table[rollout.rows, rollout.turns]
+        """Return R_i of every answer, (D,).
+
+        The last turn of a truncated episode is followed by what a critic expects; without one, by
+        nothing.
+        """
+        gamma = self.config.gamma
+        table = rollout.by_turn(rewards)
+        if gamma and self.critic is not None:
+            rows = torch.arange(rollout.episodes)
+            table[rows, rollout.lengths - 1] += gamma * self.bootstrap(rollout).to(table)
+        return objectives.discounted_returns(table, gamma)[rollout.rows, rollout.turns]
 
     def advantages(self, rollout: Rollout, returns: Tensor | None = None) -> Tensor:
         """Return R_i - b_i of every answer, (D,); of a critic's baseline R_i, as b_i comes later.

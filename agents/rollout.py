@@ -138,7 +138,7 @@ def play(
 
     Args:
         player: Answers observations.
-        envs: A vector environment with n rows, in any autoreset mode.
+        envs: A vector environment with n rows that resets them itself, in the same or next step.
         seeds: n seeds, one a row.
         options: Options of the reset.
         look: Ask the environment for references and candidate scores too, and let an
@@ -165,7 +165,9 @@ def play(
         )
         each = step_infos(infos, n)
         for r in active:
-            left_in = _final_observation(observations, infos, r) if truncated[r] else None
+            # A time limit may strike at the very step that ends the episode: there is no future.
+            cut_off = truncated[r] and not terminated[r]
+            left_in = _final_observation(observations, infos, r) if cut_off else None
             reward = float(rewards[r])
             steps.append(
                 Step(

@@ -33,6 +33,13 @@ class SupervisedConfig(PolicyConfig):
     prompts: int = 128
     group_size: int = 1
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kl_coef and self.kl_in == "reward":
+            raise ValueError(
+                "kl_in is 'reward', and imitation learns from no reward. Use kl_in='loss'."
+            )
+
 
 class Supervised(PolicyAgent[SupervisedConfig]):
     """Imitates the accepted answers; see the module."""
@@ -57,6 +64,7 @@ class Supervised(PolicyAgent[SupervisedConfig]):
 
         metrics = self.accumulate(rollout, objective)
         metrics["train/grad_norm"] = self.step_optimizer(metrics["train/loss"])
+        self.adapt_kl(metrics, answers)
         return metrics
 
 
@@ -98,12 +106,25 @@ class Teacher:
         self.references, self.candidate_scores = envs.references, envs.candidate_scores
 
     def act(self, observations: dict[int, Any], turn: int) -> dict[int, Any]:
-        """Give an accepted answer to each row's observation."""
+        """Give an accepted answer to each row's observation.
+
+        Raises:
+            ValueError: The environment accepts none, or does not tell.
+        """
         if isinstance(self.policy, Conversations):
-            said = {row: self.references[row][0] for row in observations}
+            said = {row: _told(self.references[row], turn)[0] for row in observations}
             return self.policy.act(observations, turn, said=said)
         chosen = {}
         for row in observations:
-            scores = np.asarray(self.candidate_scores[row])
+            scores = np.asarray(_told(self.candidate_scores[row], turn))
             chosen[row] = int(self.rng.choice(np.flatnonzero(scores == scores.max())))
         return self.policy.act(observations, turn, said=chosen)
+
+
+def _told(accepted: Any, turn: int) -> Any:
+    if accepted is None or not len(accepted):
+        raise ValueError(
+            f"The environment tells no accepted answer at turn {turn}, so there is nothing to "
+            "imitate. Its task has to give references or candidate_scores."
+        )
+    return accepted

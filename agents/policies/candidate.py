@@ -222,9 +222,8 @@ class CandidatePolicy:
 
     def values(self, decisions: Sequence[Decision], critic: Critic) -> Tensor:
         """Return what the critic says of the state before each decision."""
-        _, values = self._judge(
-            [d.question for d in decisions], [d.base for d in decisions], critic
-        )
+        questions = [d.question for d in decisions]
+        _, values = self._likelihoods(self.model, self.parts, questions, critic)
         assert values is not None
         return values
 

@@ -327,7 +327,8 @@ class Conversations:
 
     def _read(self, observations: dict[int, str]) -> None:
         """Encode what each row has not read yet."""
-        self._seen = {r: seen for r, seen in self._seen.items() if r in observations}
+        for row in observations.keys() - self._unread.keys():
+            self._seen.pop(row, None)  # it was left out the last time, so it begins anew
         self._unread = {r: self._unread.get(r, []) for r in observations}
         added: list[str] = []
         for row, observation in observations.items():

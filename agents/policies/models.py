@@ -117,7 +117,12 @@ def load_model(name: str | Path, device: str, dtype: str) -> tuple[Any, Any]:
         ) from error
     if tokenizer.eos_token_id is None:
         raise ValueError(f"The tokenizer of {str(name)!r} has no end-of-sequence token.")
-    return model.to(resolve_device(device)), tokenizer
+    model = model.to(resolve_device(device))
+    for tensor in (*model.parameters(), *model.buffers()):
+        # A file's tensors lie in memory as they lie in the file, and on CPUs the rounding of a
+        # matrix product depends on the alignment: a resumed run would not be the same.
+        tensor.data = tensor.data.clone()
+    return model, tokenizer
 
 
 def split_model(model: Any) -> tuple[nn.Module, nn.Module] | None:

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from three_tokens import TASKS, registered
 
 
 def _wandb_records(path: Path) -> Iterator[Any]:
@@ -41,3 +44,13 @@ def _wandb_records(path: Path) -> Iterator[Any]:
 def read_wandb() -> Callable[[Path], list[Any]]:
     """The function that gives all records of a ``.wandb`` file."""
     return lambda path: list(_wandb_records(path))
+
+
+@pytest.fixture(scope="module")
+def three_token_tasks() -> Iterator[None]:
+    """The tasks of three tokens under their ids, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with registered(TASKS):
+        yield
+    torch.set_num_threads(threads)

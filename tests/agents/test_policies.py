@@ -20,6 +20,7 @@ import torch
 from scipy.stats import chisquare
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -350,6 +351,113 @@ def test_p23_micro_batches_hold_everything_once(tokenizer: Any, micro_batch_toke
     split = torch.cat([policy.score([rows[i] for i in g]).log_probs for g in groups])
     whole = torch.cat([policy.score([rows[i]]).log_probs for g in groups for i in g])
     assert torch.allclose(split, whole, atol=1e-5)
+
+
+# --- chunks ----------------------------------------------------------------------------------
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the size of the largest floating-point tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(x, Tensor) and x.is_floating_point():
+                self.size = max(self.size, x.numel())
+        return out
+
+
+def largest(policy: Any, sampled: Sequence[Any], reference: Any, at_once: int | None) -> int:
+    """The largest tensor of a forward and backward pass with that many logits at once."""
+    with pytest.MonkeyPatch.context() as patch, LargestTensor() as seen:
+        if at_once is not None:
+            patch.setattr("agents.policies.models.LOGITS_AT_ONCE", at_once)
+        scores = policy.score(sampled, reference)
+        total = (scores.log_probs + scores.entropies + scores.kls).sum()
+        total.backward()
+    return seen.size
+
+
+CHUNKED = [
+    SamplingConfig(8),
+    SamplingConfig(8, temperature=0.7),
+    SamplingConfig(8, temperature=1.4, top_k=9, top_p=0.9),
+]
+
+
+@pytest.mark.parametrize(("config", "at_once"), [(CHUNKED[0], 1), (CHUNKED[1], 5), (CHUNKED[2], 2)])
+def test_p22_scores_in_chunks_are_the_naive_ones(
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    tokenizer: Any,
+    config: SamplingConfig,
+    at_once: int,
+) -> None:
+    """Log-probabilities, entropies and divergences, forward and backward, in float64."""
+    policy = make_policy(family, tokenizer, sampling=config, end_bias=0.0)
+    reference = frozen_copy(policy)
+    played = play(policy, group=1)[0].sequences
+    perturb(policy.model, 0.1)
+    for model in (policy.model, reference.model):
+        model.double()
+    heads: list[int] = []
+    policy.model.lm_head.register_forward_hook(lambda _, x, __: heads.append(len(x[0])))
+    monkeypatch.setattr("agents.policies.models.LOGITS_AT_ONCE", at_once * len(tokenizer) + 1)
+    found = policy.score(played, reference)
+    assert found.kls is not None
+    assert max(heads) == at_once, "a chunk that is larger than was allowed"
+    heads.clear()
+    naive: list[tuple[Tensor, Tensor, Tensor]] = []
+    policy.model.eval()
+    for made in played:
+        at = [i for i, turn in enumerate(made.turns) if turn >= 0]
+        ids = torch.tensor([made.ids])
+        logits = policy.model(input_ids=ids).logits[0, [i - 1 for i in at]]
+        other = reference.model(input_ids=ids).logits[0, [i - 1 for i in at]].log_softmax(-1)
+        inside = logits / config.temperature
+        if made.support is not None:
+            inside = inside.masked_fill(~made.support, -1e300)
+        dist = inside.log_softmax(-1)
+        own = logits.log_softmax(-1)
+        log_probs = dist[range(len(at)), [made.ids[i] for i in at]]
+        entropies = -(dist.exp() * dist).sum(-1)
+        naive.append((log_probs, entropies, (own.exp() * (own - other)).sum(-1)))
+    expected = [torch.cat(column) for column in zip(*naive, strict=True)]
+    assert len(expected[0]) > 2 * at_once
+    for mine, its in zip((found.log_probs, found.entropies, found.kls), expected, strict=True):
+        torch.testing.assert_close(mine, its, rtol=0, atol=1e-6)
+    weights = torch.linspace(-1, 2, len(expected[0]), dtype=torch.float64)
+    for k in range(3):  # each of the three has a gradient of its own
+        mine = (found.log_probs, found.entropies, found.kls)[k]
+        ours = gradients_of(policy.model, (mine * weights).sum())
+        theirs = gradients_of(policy.model, (expected[k] * weights).sum())
+        assert relative(ours, theirs) < 1e-6
+
+
+def gradients_of(model: Any, loss: Tensor) -> Tensor:
+    """As ``gradients``, of one of several losses of the same forward pass."""
+    model.zero_grad()
+    loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    return torch.cat([p.grad.flatten().clone() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("config", CHUNKED)
+def test_p22_the_logits_of_a_batch_never_exist_at_once(
+    tokenizer: Any, config: SamplingConfig
+) -> None:
+    """Neither forward nor backward; and unchunked they do, so this would see them."""
+    policy = make_policy("llama", tokenizer, sampling=config, end_bias=0.0)
+    reference = frozen_copy(policy)
+    said = [sequence((-1, [5, 6]), (0, range(20, 100 + i))) for i in range(4)]
+    whole = sum(len(s) - 2 for s in said) * len(tokenizer)
+    assert largest(policy, said, reference, None) >= whole
+    # Larger than the logits of ten tokens are the weights and hidden states alone.
+    others = max(16 * len(tokenizer), 32 * 4 * max(map(len, said)))
+    assert largest(policy, said, reference, 10 * len(tokenizer)) <= others < whole / 5
 
 
 # --- rollouts --------------------------------------------------------------------------------
@@ -833,6 +941,51 @@ def test_p29_p17_chunks_and_padding_change_no_choice(
     # One number a row decides, so the choices are those of any other chunking.
     other = make_chooser("gpt2", tokenizer, scoring=scoring, temperature=0.7, micro_batch_tokens=77)
     assert other.begin().act(observations, 0) == actions
+
+
+@pytest.mark.parametrize("scoring", ["mean", "reply", "base"])
+def test_p22_choices_in_chunks_are_the_naive_ones(
+    monkeypatch: pytest.MonkeyPatch, family: str, tokenizer: Any, scoring: str
+) -> None:
+    policy = make_chooser(family, tokenizer, scoring=scoring, temperature=0.7)
+    reference = frozen_copy(policy)
+    perturb(policy.model, 0.1)
+    heads: list[int] = []
+    policy.model.lm_head.register_forward_hook(lambda _, x, __: heads.append(len(x[0])))
+    monkeypatch.setattr("agents.policies.models.LOGITS_AT_ONCE", 3 * len(tokenizer))
+    decisions = [ask(policy, PROMPT, CANDIDATES, 2), ask(policy, *OTHERS[0], 1)]
+    found = policy.score(decisions, reference)
+    assert max(heads) == 3
+    expected: list[list[Tensor]] = [[], [], []]
+    for decision, (prompt, texts) in zip(decisions, ((PROMPT, CANDIDATES), OTHERS[0]), strict=True):
+        logits = naive_candidate_logits(policy, prompt, texts)
+        other = naive_candidate_logits(reference, prompt, texts).detach()
+        dist = torch.distributions.Categorical(logits=logits / 0.7)
+        expected[0].append(dist.log_prob(torch.tensor(decision.action)))
+        expected[1].append(dist.entropy())
+        own = torch.distributions.Categorical(logits=logits)
+        other_dist = torch.distributions.Categorical(logits=other)
+        expected[2].append(torch.distributions.kl_divergence(own, other_dist))
+    assert found.kls is not None
+    weights = torch.tensor([1.0, -0.4])
+    for mine, its in zip((found.log_probs, found.entropies, found.kls), expected, strict=True):
+        torch.testing.assert_close(mine, torch.stack(its), rtol=0, atol=1e-4)
+        ours = gradients_of(policy.model, (mine * weights).sum())
+        theirs = gradients_of(policy.model, (torch.stack(its) * weights).sum())
+        assert relative(ours, theirs) < 1e-3
+
+
+def test_p22_the_logits_of_all_candidates_never_exist_at_once(tokenizer: Any) -> None:
+    policy = make_chooser("llama", tokenizer, scoring="mean")
+    reference = frozen_copy(policy)
+    asked = [(f"{PROMPT} {i}", [f" {i} capital is Lima {j}" for j in range(9)]) for i in range(9)]
+    decisions = [ask(policy, *question, 1) for question in asked]
+    judged = sum(len(c) for d in decisions for c in d.candidates)
+    whole = judged * len(tokenizer)
+    assert largest(policy, decisions, reference, None) >= whole
+    width = max(map(len, decisions))
+    others = 9 * width * max(32, width)  # hidden states, and the masks of all branches
+    assert largest(policy, decisions, reference, 10 * len(tokenizer)) <= others < whole
 
 
 def test_candidates_of_a_group_are_read_once(tokenizer: Any) -> None:

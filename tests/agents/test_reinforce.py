@@ -1,229 +1,42 @@
-"""REINFORCE as an agent: its gradient against enumeration, its state, and that it learns.
-
-The task has three tokens: the end of sequence, "a" and "b". Every answer of at most two tokens can
-be listed, so expectations are sums.
-"""
+"""REINFORCE as an agent: its gradient against enumeration, its state, and that it learns."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from gymnasium.envs.registration import registry
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
+
+from agents import CausalLMPolicy, Reinforce
+from agents.policies.causal_lm import TokenSequence
+from agents.rollout import Rollout
+from agents.sampling import Completion, SamplingConfig
+from three_tokens import (
+    ANSWERS,
+    CONTEXT,
+    END,
+    PROMPT,
+    A,
+    B,
+    answer_log_probs,
+    gradient,
+    listed,
+    make_agent,
+    make_model,
+    make_tokenizer,
+    parameters,
+    relative,
+    rollout_of,
+    token_log_probs,
 )
 
-import llm_envs
-from agents import CandidatePolicy, CausalLMPolicy, Reinforce
-from agents.policies.causal_lm import TokenSequence
-from agents.rollout import Rollout, collect
-from agents.sampling import Completion, SamplingConfig
-from llm_envs.core import registration
-from llm_envs.core.task import ChoosingTask, Episode, Outcome, WritingTask
-
-END, A, B = 0, 1, 2
-CONTEXT = 64
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is asked for, turn by turn."""
-
-    id: str
-    letters: str
-
-    @property
-    def unit(self) -> str:
-        return self.id
-
-
-class Identity(WritingTask[Wanted]):
-    """Say the letter that the user says; the episode of two letters has two turns."""
-
-    def __init__(self, split: str = "train", letters: tuple[str, ...] = ("a", "b")) -> None:
-        super().__init__()
-        self.examples = tuple(Wanted(f"{split} {w}", w) for w in letters)
-
-    def turns(self, example: Wanted) -> int:
-        return len(example.letters)
-
-    def ask(self, example: Wanted, turn: int) -> str:
-        return example.letters[turn]
-
-    def answers(self, example: Wanted, turn: int) -> tuple[str, ...]:
-        return (example.letters[turn],)
-
-    def score_answers(
-        self, answers: Sequence[str], references: Sequence[tuple[str, ...]]
-    ) -> list[Outcome]:
-        return [Outcome(float(a in r)) for a, r in zip(answers, references, strict=True)]
-
-
-class Bandit(Identity):
-    """The prompt says nothing; "b" is right."""
-
-    def __init__(self, split: str = "train") -> None:
-        super().__init__(split, ("b",))
-
-    def ask(self, example: Wanted, turn: int) -> str:
-        return "?"
-
-
-class Pick(ChoosingTask[Wanted]):
-    """Choose the candidate that the user says, among two in random order."""
-
-    def __init__(self, split: str = "train") -> None:
-        super().__init__(2, 1)
-        self.examples = tuple(Wanted(f"{split} {w}", w) for w in "ab")
-
-    def begin(self, example: Wanted, rng: np.random.Generator) -> Episode[Wanted]:
-        candidates = tuple("ab" if rng.random() < 0.5 else "ba")
-        features = np.zeros((2, 1), np.float32)
-        seen = {"prompt": example.letters, "candidates": candidates, "features": features}
-        return Episode(example, rng, seen, ({"role": "user", "content": example.letters},))
-
-    def score(self, episodes: Sequence[Episode[Wanted]], actions: Sequence[Any]) -> list[Outcome]:
-        return [
-            Outcome(float(e.observation["candidates"][a] == e.example.letters))
-            for e, a in zip(episodes, actions, strict=True)
-        ]
-
-    def proceed(self, episode: Episode[Wanted], action: Any, outcome: Outcome) -> None:
-        episode.finished = True
-        said = episode.observation["candidates"][action]
-        episode.messages += ({"role": "assistant", "content": said},)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _tasks() -> Iterator[None]:
-    before, threads = list(registration._IDS), torch.get_num_threads()
-    torch.set_num_threads(1)
-    for name, task in (("Identity-v9", Identity), ("Bandit-v9", Bandit), ("Pick-v9", Pick)):
-        llm_envs.register(name, task)
-    yield
-    torch.set_num_threads(threads)
-    for name in set(registration._IDS) - set(before):
-        del registry[name], registry[f"llm_envs/{name}"]
-    registration._IDS[:] = before
-
-
-def make_tokenizer() -> Any:
-    """One token a letter; the words of the layout are letters too, of one kind."""
-    raw = Tokenizer(models.WordLevel({"<end>": END, "a": A, "b": B, "?": 3}, unk_token="?"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>", pad_token="<end>")
-
-
-def make_model(
-    family: str = "llama", vocabulary: int = 4, seed: int = 0, dropout: float = 0.0
-) -> Any:
-    torch.manual_seed(seed)
-    common: dict[str, Any] = {"vocab_size": vocabulary, "bos_token_id": END, "eos_token_id": END}
-    if family == "gpt2":
-        drops: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
-        shape = {"n_positions": CONTEXT, "n_embd": 16, "n_layer": 2, "n_head": 2}
-        return GPT2LMHeadModel(GPT2Config(**common, **shape, **drops, initializer_range=0.4))  # type: ignore[arg-type]
-    return LlamaForCausalLM(
-        LlamaConfig(
-            **common,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=CONTEXT,
-            attention_dropout=dropout,
-            initializer_range=0.25,
-        )
-    )
-
-
-def make_agent(
-    env: str = "Identity-v9", family: str = "llama", seed: int = 0, **settings: Any
-) -> Any:
-    chosen = CandidatePolicy if env == "Pick-v9" else CausalLMPolicy
-    policy = chosen(make_model(family, dropout=settings.pop("dropout", 0.0)), make_tokenizer())
-    defaults: dict[str, Any] = {
-        "prompts": 4,
-        "group_size": 4,
-        "eval_every": 0,
-        "max_new_tokens": 3,
-    }
-    return Reinforce(policy, env, seed=seed, **{**defaults, **settings})
-
-
-def gradient(agent: Any) -> Tensor:
-    """All gradients in one vector; they are cleared."""
-    found = [
-        torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten().clone()
-        for p in agent.policy.model.parameters()
-    ]
-    agent.policy.model.zero_grad()
-    return torch.cat(found)
-
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
-
-
-def parameters(agent: Any) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in agent.policy.model.parameters()])
-
-
-def rollout_of(agent: Any, seed: int = 5) -> Rollout:
-    seeds = np.repeat(np.arange(agent.config.prompts), agent.config.group_size) + seed
-    return collect(agent.policy.begin(), agent.envs, seeds=seeds.tolist())
-
+pytestmark = pytest.mark.usefixtures("three_token_tasks")
 
 # --- the gradient ----------------------------------------------------------------------------
-
-PROMPT = [3, A, 3]
-# Every answer of at most two tokens, the fourth token of the vocabulary included.
-ANSWERS = [[END], *([first, last] for first in (A, B, 3) for last in (END, A, B, 3))]
-
-
-def listed(rewards: Tensor, chosen: Sequence[int]) -> Rollout:
-    """A rollout of the given answers to one prompt."""
-    sequences = []
-    for row, index in enumerate(chosen):
-        ids = ANSWERS[index]
-        sequences.append(TokenSequence(row))
-        sequences[-1].read(PROMPT)
-        sequences[-1].wrote(0, Completion(ids, [0.0] * len(ids), cut=ids[-1] != END))
-    count = len(chosen)
-    return Rollout(
-        sequences=sequences,
-        decision_of=[torch.full((len(ANSWERS[k]),), row) for row, k in enumerate(chosen)],
-        rewards=rewards[list(chosen)],
-        rows=torch.arange(count),
-        turns=torch.zeros(count, dtype=torch.long),
-        scores=rewards[list(chosen)],
-        parts={},
-        episodes=count,
-        cut_share=0.0,
-    )
-
-
-def answer_log_probs(model: Any) -> Tensor:
-    """(answers,) log π of every answer, one forward pass each, by hand."""
-    found = []
-    for ids in ANSWERS:
-        logits = model(input_ids=torch.tensor([PROMPT + ids])).logits[0].log_softmax(-1)
-        found.append(sum(logits[len(PROMPT) - 1 + i, t] for i, t in enumerate(ids)))
-    return torch.stack(found)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -244,6 +57,144 @@ def test_p01_expected_updates_follow_the_gradient_of_the_expected_reward(
         agent.accumulate_gradients(rollout, rollout.rewards - baseline)
         expected -= probabilities[k].item() * gradient(agent)
     assert relative(expected, exact) < 1e-6
+
+
+def moved(agent: Any, scale: float = 0.2) -> Any:
+    """The agent in float64, its policy away from the reference, or there is no divergence."""
+    agent.policy.model.double()
+    agent.reference.model.double()
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for p in agent.policy.model.parameters():
+            p += scale * torch.randn_like(p)
+    return agent
+
+
+def charged(agent: Any, rewards: Tensor, k: int) -> tuple[Rollout, Tensor]:
+    """One listed answer as if it had been sampled, and its reward less the KL penalty."""
+    rollout = listed(rewards, [k])
+    model = agent.policy.model
+    rollout.old_log_probs = [token_log_probs(model, s).detach() for s in rollout.sequences]
+    return rollout, agent.charged_rewards(rollout)[0]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["reinforce", "rloo"])
+def test_p06_at_the_known_optimum_no_sample_has_a_gradient(family: str, name: str) -> None:
+    """π* ∝ π_ref exp(r / β): any policy is the optimum for r = β log(π / π_ref) + c."""
+    beta, c = 0.4, 0.3
+    settings = {"kl_in": "reward", "kl_coef": beta, "max_new_tokens": 2}
+    agent = moved(make_agent(family=family, agent=name, **settings))
+    own, reference = (answer_log_probs(p.model.eval()) for p in (agent.policy, agent.reference))
+    rewards = (beta * (own - reference) + c).detach()
+    assert rewards.std() > 0.1
+    for k in range(len(ANSWERS)):
+        rollout, value = charged(agent, rewards, k)
+        agent.accumulate_gradients(rollout, value - c)  # β log Z = c is the state's value
+        assert gradient(agent).abs().max() < 1e-6
+        agent.accumulate_gradients(rollout, rollout.rewards - c)  # it is not for lack of a slope
+        assert gradient(agent).abs().max() > 1e-3 * (rollout.rewards - c).abs()
+
+
+@pytest.mark.parametrize("env", ["Identity-v9", "Steps-v9"])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_p06_holds_for_what_the_agent_samples_itself(env: str, temperature: float) -> None:
+    """In float32, with whatever temperature: its KL is that of what is sampled."""
+    settings = {"kl_in": "reward", "kl_coef": 0.5, "temperature": temperature}
+    agent = make_agent(env, agent="rloo", env_kwargs={"letters": ("ab", "b")}, **settings)
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for p in agent.policy.model.parameters():
+            p += 0.2 * torch.randn_like(p)
+    rollout = rollout_of(agent)
+    rewards = torch.zeros(len(rollout.rewards))
+    for sequence, of in zip(rollout.sequences, rollout.decision_of, strict=True):
+        own, reference = (
+            token_log_probs(p.model, sequence, temperature)
+            if env == "Identity-v9"
+            else choice_log_prob(p.model, sequence, temperature)
+            for p in (agent.policy, agent.reference)
+        )
+        rewards.index_add_(0, of, 0.5 * (own - reference).detach())
+    rollout.rewards = rewards + 0.3
+    assert rewards.std() > 0.05
+    found, metrics = agent.charged_rewards(rollout)
+    assert (found - 0.3).abs().max() < 1e-5
+    assert metrics["train/kl"] == pytest.approx(rewards.sum().item() / 0.5 / rollout.tokens, 1e-4)
+    assert agent.update(rollout)["train/grad_norm"] < 1e-4
+    rollout.rewards = torch.randn(len(rewards))
+    assert agent.update(rollout)["train/grad_norm"] > 1e-2
+
+
+def choice_log_prob(model: Any, decision: Any, temperature: float) -> Tensor:
+    """Of a choice among texts of one token: what the model says of them after the prompt."""
+    logits = model.eval()(input_ids=torch.tensor([decision.prompt])).logits[0, -1].log_softmax(-1)
+    firsts = [candidate[0] for candidate in decision.candidates]
+    return (logits[firsts] / temperature).log_softmax(-1)[[decision.action]]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_p07_k1_in_the_reward_has_the_gradient_of_the_enumerated_divergence(family: str) -> None:
+    """Of KL(π ‖ π_ref) over all whole answers, and not of a token's only."""
+    beta = 0.4
+    settings = {"kl_in": "reward", "kl_coef": beta, "max_new_tokens": 2, "baseline": "none"}
+    agent = moved(make_agent(family=family, **settings))
+    own, reference = (answer_log_probs(p.model.eval()) for p in (agent.policy, agent.reference))
+    probabilities = own.exp()
+    divergence = (probabilities * (own - reference.detach())).sum()
+    assert divergence.item() > 0.1
+    (beta * divergence).backward()
+    exact = gradient(agent)
+    expected = torch.zeros_like(exact)
+    for k in range(len(ANSWERS)):
+        rollout, value = charged(agent, torch.zeros(len(ANSWERS), dtype=torch.float64), k)
+        agent.accumulate_gradients(rollout, value)
+        expected += probabilities[k].item() * gradient(agent)
+    assert relative(expected, exact) < 1e-6
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_p07_the_divergence_in_the_loss_is_the_enumerated_one_of_a_token(family: str) -> None:
+    """Exact, so whichever answer was sampled: it has no variance."""
+    beta = 0.4
+    agent = moved(make_agent(family=family, kl_coef=beta, max_new_tokens=1, baseline="none"))
+    own, reference = (
+        p.model.eval()(input_ids=torch.tensor([PROMPT])).logits[0, -1].log_softmax(-1)
+        for p in (agent.policy, agent.reference)
+    )
+    divergence = (own.exp() * (own - reference.detach())).sum()
+    assert divergence.item() > 0.05
+    (beta * divergence).backward()
+    exact = gradient(agent)
+    for token in (END, A, B, 3):
+        sequence = TokenSequence(0)
+        sequence.read(PROMPT)
+        sequence.wrote(0, Completion([token], [0.0], cut=token != END))
+        rollout = dataclasses.replace(
+            listed(torch.zeros(len(ANSWERS), dtype=torch.float64), [0]), sequences=[sequence]
+        )
+        metrics = agent.accumulate_gradients(rollout, rollout.rewards)
+        assert relative(gradient(agent), exact) < 1e-6
+        assert metrics["train/kl"] == pytest.approx(divergence.item(), rel=1e-6)
+        assert metrics["train/loss"] == pytest.approx(beta * divergence.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("kl_in", ["loss", "reward"])
+@pytest.mark.parametrize("name", ["reinforce", "rloo", "ppo", "grpo", "immediate-reward"])
+def test_p07_the_weight_is_adapted_to_what_was_measured(name: str, kl_in: str) -> None:
+    settings = {"kl_in": kl_in, "kl_coef": 0.3, "kl_target": 0.1, "kl_horizon": 50}
+    agent = make_agent(agent=name, **settings)
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for p in agent.policy.model.parameters():
+            p += 0.2 * torch.randn_like(p)
+    coef = 0.3
+    for _ in range(3):
+        metrics = agent.update(rollout_of(agent))
+        error = min(max(metrics["train/kl"] / 0.1 - 1, -0.2), 0.2)
+        coef *= 1 + error * 16 / 50
+        assert agent.kl_coef == pytest.approx(coef, rel=1e-9)
+    assert coef != pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -379,38 +330,7 @@ def test_the_gradient_is_clipped_and_its_own_norm_is_told() -> None:
 
 # --- state -----------------------------------------------------------------------------------
 
-EVERYTHING = {
-    "baseline": "moving",
-    "kl_coef": 0.1,
-    "entropy_coef": 0.01,
-    "learning_rate": 1e-2,
-    "weight_decay": 0.01,
-    "env_kwargs": {"letters": ("ab", "b")},
-}
-STEPS = 24  # of one update: 16 rows, of one or two turns
-
-
-@pytest.mark.parametrize("env", ["Identity-v9", "Pick-v9"])
-def test_p24_a_resumed_run_equals_the_uninterrupted_one(env: str, tmp_path: Path) -> None:
-    settings = {k: v for k, v in EVERYTHING.items() if env == "Identity-v9" or k != "env_kwargs"}
-    whole = make_agent(env, dropout=0.5, **settings)
-    whole.learn(5 * STEPS)
-    halved = make_agent(env, dropout=0.5, **settings)
-    halved.learn(2 * STEPS)
-    halved.save(tmp_path / "checkpoint")
-    torch.manual_seed(12345)  # nothing may depend on the global generators
-    resumed = Reinforce.load(tmp_path / "checkpoint", device="cpu")
-    assert resumed.env_steps == halved.env_steps
-    resumed.learn(5 * STEPS)
-    assert torch.equal(parameters(resumed), parameters(whole))
-    assert resumed.env_steps == whole.env_steps
-    assert resumed.extra_state() == whole.extra_state()
-    mine, its = resumed.optimizer.state_dict(), whole.optimizer.state_dict()
-    for index, moments in its["state"].items():
-        for name, value in moments.items():
-            assert torch.equal(mine["state"][index][name], value), (index, name)
-    drawn = [torch.rand(4, generator=a.policy.generator) for a in (resumed, whole)]
-    assert torch.equal(*drawn)
+STEPS = 16  # of one update
 
 
 def test_p24_another_agents_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -446,30 +366,14 @@ def test_p24_a_crash_while_saving_leaves_a_checkpoint(
     assert [p.name for p in tmp_path.iterdir()] == ["last"]
 
 
-def test_p25_one_seed_twice_is_the_same_and_another_is_not() -> None:
-    found = [parameters(make_agent(seed=s).learn(2 * STEPS)) for s in (3, 3, 4)]
-    assert torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], found[2])
-
-
 # --- learning --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("env", ["Bandit-v9", "Identity-v9", "Pick-v9"])
-def test_p28_it_solves_a_bandit_an_identity_task_and_a_choice(env: str, seed: int) -> None:
-    # Without the bonus a random network says one letter for good before it sees the prompt.
-    agent = make_agent(env, seed=seed, learning_rate=3e-3, group_size=8, entropy_coef=0.2)
-    before = agent.evaluate("validation").score
-    agent.learn((80 if env == "Identity-v9" else 25) * 32)
-    after = agent.evaluate("validation").score
-    assert after == 1.0, f"{before} before"
-
-
-@pytest.mark.parametrize("baseline", ["none", "batch", "moving", "leave-one-out"])
+@pytest.mark.parametrize("baseline", ["none", "batch", "moving", "leave-one-out", "critic"])
 def test_p28_every_baseline_solves_the_bandit(baseline: str) -> None:
-    agent = make_agent("Bandit-v9", baseline=baseline, learning_rate=3e-3, entropy_coef=0.2)
-    agent.learn(60 * 16)
+    settings = {"learning_rate": 1e-2, "prompts": 8, "group_size": 16, "entropy_coef": 0.3}
+    agent = make_agent("Bandit-v9", baseline=baseline, max_new_tokens=2, **settings)
+    agent.learn(10 * 128)
     assert agent.evaluate("validation").score == 1.0
 
 
@@ -503,6 +407,11 @@ def test_predict_chooses(tmp_path: Path) -> None:
         ({"temperature": 0.0}, "temperature is 0.0.*chance"),
         ({"max_new_tokens": CONTEXT}, "leaves no room"),
         ({"env_kwargs": {"split": "test"}}, "split is 'test'"),
+        ({"baseline": "leave_one_out"}, "baseline is 'leave_one_out'.*leave-one-out"),
+        ({"kl_in": "rewards"}, "kl_in is 'rewards'.*Use one of loss, reward"),
+        ({"agent": "ppo", "ratio": "answer"}, "ratio is 'answer'.*Use one of token, sequence"),
+        ({"agent": "grpo", "old_log_probs": "own"}, "old_log_probs is 'own'.*sampler, recomputed"),
+        ({"agent": "immediate-reward", "anchor": "one"}, "anchor is 'one'.*zero, initial"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(settings: dict[str, Any], named: str) -> None:
