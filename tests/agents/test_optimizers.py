@@ -158,9 +158,11 @@ def test_p10_the_closure_may_make_the_gradients() -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    with torch.no_grad():
-        assert optimizer.step(closure) == 4.0
+    assert optimizer.step(closure) == 4.0
     assert weights.item() == pytest.approx(2.0 - 0.1 * 4.0)
+    with torch.no_grad():  # a trainer may have switched gradients off
+        assert optimizer.step(closure) == pytest.approx(1.6**2)
+    assert weights.item() == pytest.approx(1.6 - 0.1 * 3.2)
 
 
 def test_p10_each_group_of_parameters_has_its_own_settings() -> None:
