@@ -639,7 +639,7 @@ def test_a_batch_is_read_as_it_was_written(env: str, tmp_path: Path) -> None:
         write_batch([Letters()], tmp_path)
 
 
-NEVER = 10_000
+NEVER = 400
 OURS = [(name, env) for name, env in PLAYABLE if not name.startswith("sb3-")]
 
 
