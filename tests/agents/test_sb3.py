@@ -619,7 +619,7 @@ SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5)
     [
         ("sb3-ppo", "Bandit-v8", 600, {**WRITE, "learning_rate": 3e-3, "batch_size": 128}),
         ("sb3-ppo", "Identity-v8", 1200, {**WRITE, "learning_rate": 3e-3, "batch_size": 128}),
-        ("sb3-a2c", "Bandit-v8", 600, {**WRITE, "learning_rate": 1e-2}),
+        ("sb3-a2c", "Bandit-v8", 1200, {**WRITE, "learning_rate": 1e-2}),
         ("sb3-a2c", "Identity-v8", 2400, {**WRITE, "learning_rate": 1e-2, "ent_coef": 0.1}),
         ("sb3-ppo", "Pick-v8", 900, {"n_envs": 8, "learning_rate": 3e-3}),
         ("sb3-a2c", "Pick-v8", 900, {"n_envs": 8, "learning_rate": 1e-2}),
