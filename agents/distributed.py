@@ -14,7 +14,7 @@ are added up, not averaged.
 
 `Accelerate <https://huggingface.co/docs/accelerate>`_ connects the processes and gives each its
 device. Its own FSDP works on GPUs only, so the sharding is PyTorch's ``fully_shard``, which is the
-same everywhere. One process needs neither and imports neither.
+same everywhere. One process needs none of this.
 
 Rank 0 alone writes, prints and evaluates, while the others wait. If a process dies, torchrun ends
 the others; the run is resumed from its last checkpoint. torchrun passes Ctrl-C and SIGTERM on, and
@@ -239,8 +239,9 @@ class Shards:
         self._split = _Scoring(own_copy(policy), copy.deepcopy(critic))
         # What transformers says must not be split: its blocks. Whatever is outside of them, tied
         # embeddings too, is one unit.
-        blocks = set(getattr(policy.model, "_no_split_modules", None) or ())
-        for module in list(self._split.modules()):
+        modules = list(self._split.modules())
+        blocks = {b for m in modules for b in getattr(m, "_no_split_modules", None) or ()}
+        for module in modules:
             if type(module).__name__ in blocks:
                 fully_shard(module, mesh=self.mesh)
         fully_shard(self._split, mesh=self.mesh, reshard_after_forward=False)

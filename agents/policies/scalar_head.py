@@ -139,7 +139,8 @@ class ScalarModel(nn.Module):
         """Score every candidate.
 
         Args:
-            questions: (prompt ids, ids of each candidate), each with one candidate or more.
+            questions: (prompt ids, ids of each candidate), each with one candidate or more, or
+                none at all.
             critic: Judges the mean of what stands for the candidates of a question: an encoder
                 reads no prompt alone.
 
@@ -147,11 +148,10 @@ class ScalarModel(nn.Module):
             (questions, most candidates) scores, -inf where none is, and of a critic (questions,)
             values.
         """
-        if not questions:
-            none = self.head.weight[:0, :1]
-            return none, None if critic is None else critic(self.head.weight[:0])
-        # The copies of a question, as a group has them, are read once.
-        place = {question: i for i, question in enumerate(dict.fromkeys(questions))}
+        # The copies of a question, as a group has them, are read once. Where nothing is asked, one
+        # is read in vain: every weight is to get a gradient, of 0, as in processes that ask.
+        nothing: Question = ((self.pad,), ((self.pad,),))
+        place = {question: i for i, question in enumerate(dict.fromkeys(questions or [nothing]))}
         states = self.states(list(place))
         with torch.autocast(states.device.type, enabled=False):  # scores would be too coarse
             scores = self.head(states.to(self.head.weight.dtype))[:, 0]
@@ -159,7 +159,7 @@ class ScalarModel(nn.Module):
         counts = [len(candidates) for _, candidates in place]
         split = list(torch.split(scores, counts))
         table = pad_sequence(split, batch_first=True, padding_value=-torch.inf)
-        asked = torch.tensor([place[q] for q in questions], device=table.device)
+        asked = torch.tensor([place[q] for q in questions], dtype=torch.long, device=table.device)
         if critic is None:
             return table[asked], None
         means = torch.stack([part.mean(0) for part in torch.split(states, counts)])

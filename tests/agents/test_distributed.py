@@ -40,6 +40,8 @@ from agents.baselines import Random
 from agents.distributed import ALONE, World
 from agents.policies.causal_lm import TokenSequence
 from agents.policies.models import TINY
+from agents.policy_agent import PolicyAgent
+from agents.registry import AGENTS, agent_class
 from agents.rollout import Rollout, merge
 
 WRITING, CHOOSING = "DialogueQA-v0", "RecommendationClicks-v0"
@@ -91,8 +93,10 @@ def make_agent(kind: Any, data: str, world: World = ALONE, **settings: Any) -> A
     """Return an agent in double precision, away from its reference, whose critic says something."""
     env = settings.pop("env", WRITING)
     made = make_model(settings.pop("family", "llama"))
-    policy = CandidatePolicy(*made) if env == CHOOSING else CausalLMPolicy(*made)
-    if env == WRITING:
+    if env == CHOOSING:
+        policy: Any = CandidatePolicy(*made, head=settings.pop("head", None))
+    else:
+        policy = CausalLMPolicy(*made)
         settings |= {"max_new_tokens": 4, "env_kwargs": {"dataset": data}}
     defaults = {"prompts": 4, "group_size": 2, "eval_every": 0, "learning_rate": 1e-2}
     agent = kind(policy, env, seed=3, world=world, device="cpu", **{**defaults, **settings})
@@ -142,6 +146,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "immediate-reward": (ImmediateReward, {"loss_term": "broadcast", "lam": 0.1}),
     "adapter": (Reinforce, KL | {"lora_rank": 2, "gradient_checkpointing": True}),
     "choices": (Reinforce, KL | {"env": CHOOSING, "prompts": 2}),
+    "choices, scalar head": (Reinforce, {"env": CHOOSING, "prompts": 2, "head": "scalar"}),
     "choices, ppo": (PPO, {"env": CHOOSING, "prompts": 2, "epochs": 1}),
 }
 
@@ -312,8 +317,12 @@ def test_what_cannot_be_shared_is_refused(data: str, tmp_path: Path) -> None:
     make_agent(Reinforce, data).save(tmp_path / "checkpoint")
     with pytest.raises(ValueError, match=r"written by 1 processes.*by 3"):
         Reinforce.load(tmp_path / "checkpoint", world=world)
-    with pytest.raises(ValueError, match=r"random trains no .*torchrun started 3.*without"):
-        Random("none", WRITING, world=world)
+    others = [kind for kind in map(agent_class, AGENTS) if not issubclass(kind, PolicyAgent)]
+    assert Random in others
+    for kind in others:
+        refusal = rf"{kind.name} trains no .*torchrun started 3.*without"
+        with pytest.raises(ValueError, match=refusal):
+            kind(kind.default_policy, WRITING, world=world)
     with pytest.raises(ValueError, match=r"prompts is 4, and 3 processes.*multiple of 3"):
         make_agent(Reinforce, data, world)
 
@@ -494,7 +503,7 @@ def test_p24_an_interrupted_run_says_so_and_goes_on_bit_for_bit(
 def test_a_failed_update_is_told_once_and_can_be_replayed(
     strategy: str, data: str, tmp_path: Path
 ) -> None:
-    argv = arguments(data, tmp_path / "run", "--learning-rate", "1e38", "--distributed", strategy)
+    argv = arguments(data, tmp_path / "run", "--learning-rate", "1e30", "--distributed", strategy)
     command = torchrun("-m", "agents.train", *argv)
     ended = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert ended.returncode != 0
@@ -536,7 +545,7 @@ def test_a_death_is_told_while_the_first_process_evaluates(
         ("--prompts 3", "prompts is 3, and 2 processes"),
         ("--agent random --policy none", "random trains no language model"),
         ("--steps 0", "--steps is 0"),
-        ("--steps ten", "Error parsing --steps"),
+        ("--stepz 3", "Unrecognized options: --stepz"),
     ],
 )
 def test_a_mistake_is_told_once(argv: str, expected: str, tmp_path: Path) -> None:
