@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from agents.registry import AGENTS, agent_class
+from agents.rollout import collect
 from three_tokens import make_agent, parameters
 
 pytestmark = pytest.mark.usefixtures("three_token_tasks")
@@ -135,6 +136,18 @@ def test_p25_one_seed_twice_is_the_same_and_another_is_not(
     assert found[0] == found[1]
     assert found[0][0] != found[2][0]
     assert found[0][1] != found[2][1] or not found[0][1], "nothing is kept, or it differs"
+
+
+@pytest.mark.parametrize("env", ["Bandit-v9", "Pick-v9"])
+def test_p25_the_seed_decides_what_is_sampled_too(env: str) -> None:
+    """And not the episodes alone: here all of them are made alike."""
+
+    def sampled(seed: int) -> list[list[float]]:
+        agent = make_agent(env, seed=seed)
+        sequences = collect(agent.policy.begin(), agent.envs, seeds=[7] * 16).sequences
+        return [list(s.log_probs) for s in sequences]
+
+    assert sampled(3) == sampled(3) != sampled(4)
 
 
 # --- learning --------------------------------------------------------------------------------

@@ -274,6 +274,10 @@ def test_the_update_stops_once_it_has_gone_far_enough(agent: str) -> None:
     assert held["train/updates"] == 1, "the first step is always taken; after it, it is too far"
     assert gradient(stopped).abs().max() == 0, "what was not used is thrown away"
     assert update(1e6)[0] == free
+    made = make(agent=agent, target_kl=1e-6)
+    rollout = rollout_of(made)
+    rollout.old_log_probs = [x - 0.5 for x in rollout.old_log_probs]
+    assert made.update(rollout)["train/updates"] == 1, "too far from the start, it moves once"
 
 
 # --- credit ----------------------------------------------------------------------------------
