@@ -80,6 +80,14 @@ class PolicyConfig(AgentConfig):
     weight. With adapters the KL penalty's reference takes no memory. (Extra: llm-envs[lora].)"""
     lora_alpha: float | None = None
     """Their scale is alpha / rank; None is twice the rank."""
+    chat: Literal["auto", "on", "off"] = "auto"
+    """Whether a model that is loaded by name reads messages through its tokenizer's chat template;
+    auto does if there is one. (Writing tasks.)"""
+    system: str | None = None
+    """System message before every conversation; None leaves it to the template. (Chat only.)"""
+    head: Literal["auto", "scalar"] = "auto"
+    """How a model that is loaded by name scores candidates: scalar by a new linear head; auto by
+    the likelihood relative to the initial model, or by a head if it is an encoder. (Choosing.)"""
 
     @property
     def rows(self) -> int:
@@ -188,11 +196,15 @@ class PolicyAgent(Agent[PolicyConfigT]):
         self.optimizer = self.make_optimizer()
 
     def _load_policy(self, name: str) -> Policy:
+        given: dict[str, Any] = {"device": self.device, "lora": self.lora}
         if self.family == "choosing":
-            return CandidatePolicy.from_pretrained(
-                name, relative=True, device=self.device, lora=self.lora
-            )
-        return CausalLMPolicy.from_pretrained(name, device=self.device, lora=self.lora)
+            head = None if self.config.head == "auto" else self.config.head
+            return CandidatePolicy.from_pretrained(name, relative=head is None, head=head, **given)
+        if self.config.chat != "auto":
+            given["chat"] = self.config.chat == "on"
+        if self.config.system is not None:
+            given["system"] = self.config.system
+        return CausalLMPolicy.from_pretrained(name, **given)
 
     def _rule(self, policy: Policy) -> None:
         """Have the policy play as this agent's configuration and seed say."""

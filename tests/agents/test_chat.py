@@ -650,6 +650,25 @@ def test_p24_a_checkpoint_keeps_the_chat(settings: dict[str, Any], tmp_path: Pat
     assert other.chat.system == "Else."
 
 
+def test_settings_say_how_a_model_that_is_named_is_talked_to(tmp_path: Path) -> None:
+    make_policy(FAMILIES["chatml"], likes=None).save_pretrained(tmp_path / "model")
+
+    def agent(**settings: Any) -> Any:
+        return Reinforce(tmp_path / "model", "DialogueQA-v0", max_new_tokens=4, **settings)
+
+    assert agent().policy.chat.system is None
+    assert agent(chat="off").policy.chat is None
+    told = agent(system="Be brief.")
+    assert told.policy.chat.system == "Be brief."
+    told.save(tmp_path / "last")
+    again = Reinforce.load(tmp_path / "last", device="cpu")
+    assert again.policy.chat.system == again.config.system == "Be brief."  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="no chat template"):
+        Reinforce("tiny", "DialogueQA-v0", chat="on")
+    with pytest.raises(ValueError, match="belongs to a chat template"):
+        agent(chat="off", system="Be brief.")
+
+
 def test_a_policy_without_a_template_saves_nothing_of_a_chat(tmp_path: Path) -> None:
     CausalLMPolicy.from_pretrained("tiny", device="cpu").save_pretrained(tmp_path)
     assert not (tmp_path / CHAT_FILE).exists()

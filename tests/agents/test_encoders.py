@@ -39,9 +39,9 @@ from transformers import (
 )
 
 import llm_envs
-from agents import CandidatePolicy, Reinforce
+from agents import PPO, CandidatePolicy, Reinforce
 from agents.policies.candidate import Decision
-from agents.policies.models import eval_mode, frozen_copy, is_encoder
+from agents.policies.models import Critic, eval_mode, frozen_copy, is_encoder
 from agents.policies.scalar_head import HEAD_FILE, PairFrame, ScalarModel, pack
 from agents.rollout import Rollout, collect
 from llm_envs.core import registration
@@ -151,11 +151,11 @@ OTHERS = (("User: It?", (" Lima", " is")), ("User: " + "capital " * 9, (" it", "
 
 
 def pooled(policy: Any, batch: dict[str, Tensor]) -> Tensor:
-    """The score of each row of what the tokenizer made of pairs."""
+    """The mean state of each row of what the tokenizer made of pairs."""
     with eval_mode(policy.model):
         hidden = policy.model.trunk(**batch).last_hidden_state
     weights = batch["attention_mask"][:, :, None].to(hidden)
-    return score(policy, (hidden * weights).sum(1) / weights.sum(1))
+    return (hidden * weights).sum(1) / weights.sum(1)
 
 
 def score(policy: Any, states: Tensor) -> Tensor:
@@ -170,8 +170,8 @@ def reads(policy: Any) -> Sequence[str]:
     return ("input_ids", "attention_mask", *(["token_type_ids"] if with_types else []))
 
 
-def naive_logits(policy: Any, prompt: str, texts: Sequence[str]) -> Tensor:
-    """Candidate by candidate, each as one plain row."""
+def naive_states(policy: Any, prompt: str, texts: Sequence[str]) -> Tensor:
+    """What stands for each candidate, (candidates, hidden); each is one plain row."""
     found = []
     for text in texts:
         if is_encoder(policy.model.config):
@@ -183,8 +183,13 @@ def naive_logits(policy: Any, prompt: str, texts: Sequence[str]) -> Tensor:
             hidden = policy.model.trunk(
                 input_ids=torch.tensor([[*ids[0], *ids[1]]])
             ).last_hidden_state
-        found.append(score(policy, hidden[0, -1]))
+        found.append(hidden[0, -1])
     return torch.stack(found)
+
+
+def naive_logits(policy: Any, prompt: str, texts: Sequence[str]) -> Tensor:
+    """Candidate by candidate."""
+    return score(policy, naive_states(policy, prompt, texts))
 
 
 def gradients(model: Any, loss: Tensor) -> Tensor:
@@ -257,7 +262,7 @@ def test_p16_left_right_no_padding_and_packed_agree(encoder: str, tokenizer: Any
         if side == "left" and first is not None:
             positions = batch["attention_mask"].cumsum(1) - 1 + first
             batch["position_ids"] = positions.clamp_min(0)
-        assert torch.allclose(pooled(policy, batch), unpadded, atol=1e-5)
+        assert torch.allclose(score(policy, pooled(policy, batch)), unpadded, atol=1e-5)
 
 
 def test_p29_logits_are_those_of_each_candidate_alone(family: str, tokenizer: Any) -> None:
@@ -283,6 +288,32 @@ def test_p29_logits_are_those_of_each_candidate_alone(family: str, tokenizer: An
     for order in ([5, 4, 3, 2, 1, 0], [2, 0, 5, 1, 4, 3]):
         shuffled = policy.encode(PROMPT, [CANDIDATES[i] for i in order])
         assert torch.allclose(policy.candidate_logits([shuffled])[0], expected[order], atol=1e-5)
+
+
+def test_a_critic_judges_the_mean_of_what_stands_for_the_candidates(
+    family: str, tokenizer: Any
+) -> None:
+    policy = make_policy(family, tokenizer)
+    torch.manual_seed(1)
+    critic = Critic(16)
+    torch.nn.init.normal_(critic.weight)
+    asked = [OTHERS[0], (PROMPT, CANDIDATES), OTHERS[1], OTHERS[0]]
+    decisions = [ask(policy, *question) for question in asked]
+
+    def naive() -> Tensor:
+        return torch.cat([critic(naive_states(policy, *q).mean(0, keepdim=True)) for q in asked])
+
+    values = policy.values(decisions, critic)
+    assert values.std() > 0.01
+    assert torch.allclose(values, naive(), atol=1e-5)
+    scored = policy.score(decisions, critic=critic).values
+    assert scored is not None
+    weights = torch.arange(1.0, 5)
+    for model in (policy.model, critic):
+        expected = gradients(model, naive() @ weights)
+        assert expected.norm() > 0
+        loss = policy.score(decisions, critic=critic).values @ weights
+        assert relative(gradients(model, loss), expected) < 1e-5
 
 
 @pytest.mark.parametrize("micro_batch_tokens", [1, 700, 10_000])
@@ -632,6 +663,25 @@ def test_p24_a_resumed_run_equals_the_uninterrupted_one(
     reference = torch.cat([p.flatten() for p in resumed.reference.model.parameters()])
     assert torch.equal(reference, start)
     assert not torch.equal(parameters(whole), start)
+
+
+def test_a_setting_puts_a_scalar_head_on_a_causal_model() -> None:
+    agent = Reinforce("tiny", "RecommendationClicks-v0", head="scalar")
+    assert isinstance(agent.policy.model, ScalarModel)
+    assert not isinstance(Reinforce("tiny", "RecommendationClicks-v0").policy.model, ScalarModel)
+
+
+def test_ppo_learns_a_choice_and_its_value(tokenizer: Any) -> None:
+    policy = CandidatePolicy(make_model("bert", dropout=0.1), tokenizer, head="scalar")
+    agent = PPO(
+        policy, "PickOne-v9", seed=0, prompts=4, group_size=8, eval_every=0, learning_rate=3e-3
+    )
+    agent.learn(40 * 32)
+    assert agent.evaluate("validation").score == 1.0
+    assert agent.critic is not None
+    decisions = [ask(policy, letter, ("a", "b")) for letter in "ab"]
+    with torch.no_grad():  # who always chooses right is rewarded with 1
+        assert policy.values(decisions, agent.critic).tolist() == pytest.approx([1, 1], abs=0.2)
 
 
 @pytest.mark.parametrize("seed", range(5))
