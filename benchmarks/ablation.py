@@ -32,13 +32,14 @@ RATES = {
 """Learning rates: as many for each reading, of a size that suits it. A loss that is added to every
 coordinate moves all of them by α times the loss, and a gradient of norm 1 the typical one by much
 less; Adam's steps are of another size again."""
-STEPS = {"DialogueQA-v0": 1024, "Summarization-v0": 512, "RecommendationClicks-v0": 512}
+STEPS = {"DialogueQA-v0": 1024, "Summarization-v0": 512, "RecommendationClicks-v0": 256}
+EPISODES = {"DialogueQA-v0": 96, "Summarization-v0": 96, "RecommendationClicks-v0": 48}
+"""Validation episodes, played before and after training."""
 COMMON: dict[str, Any] = {
     "prompts": 4,
     "group_size": 4,
     "lam": 0.01,
     "eval_every": 1_000_000,  # at the beginning and at the end
-    "eval_episodes": 96,
     "checkpoint_every": 1_000_000,
 }
 
@@ -62,11 +63,15 @@ class Reading:
         """Learning rates to try."""
         return RATES["broadcast" if self.loss_term == "broadcast" else "", self.precondition]
 
-    def settings(self, rate: float) -> dict[str, Any]:
+    def settings(self, env: str, rate: float) -> dict[str, Any]:
         """Return the agent's settings; the formula as it is printed clips no gradient."""
         printed = (self.direction, self.loss_term, self.precondition, self.anchor)
-        clip = 0.0 if printed == ("ascend", "broadcast", "sgd", "zero") else 1.0
-        return {**COMMON, **asdict(self), "learning_rate": rate, "max_grad_norm": clip}
+        own = {
+            "eval_episodes": EPISODES[env],
+            "learning_rate": rate,
+            "max_grad_norm": 0.0 if printed == ("ascend", "broadcast", "sgd", "zero") else 1.0,
+        }
+        return {**COMMON, **asdict(self), **own}
 
 
 READINGS = [
@@ -100,7 +105,7 @@ class Arguments:
 def run_of(reading: Reading, env: str, rate: float, seed: int) -> Run:
     """Return the run of a reading at a learning rate."""
     label = f"{reading.name}-{rate:g}"
-    return Run(env, "immediate-reward", seed, STEPS[env], reading.settings(rate), label)
+    return Run(env, "immediate-reward", seed, STEPS[env], reading.settings(env, rate), label)
 
 
 def last_score(folder: Path) -> float:
