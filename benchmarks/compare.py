@@ -19,7 +19,7 @@ from scipy import stats
 from agents.registry import AGENTS, agents_for
 from benchmarks.experiment import Run, complete, finished, result
 
-STEPS = {"DialogueQA-v0": 3072, "Summarization-v0": 1536, "RecommendationClicks-v0": 1024}
+STEPS = {"DialogueQA-v0": 3072, "Summarization-v0": 1024, "RecommendationClicks-v0": 1024}
 CHOOSING = ("RecommendationClicks-v0",)
 
 
