@@ -43,7 +43,7 @@ class ImmediateRewardConfig(ReinforceConfig):
     """α."""
     beta: float = 1.0
     """β: weight of the gradient."""
-    lam: float = 0.0
+    lam: float = 0.01
     """λ: strength of the pull towards the anchor."""
     direction: Direction = "descend"
     """Up the loss, as printed, or down, as the document's words say."""
