@@ -37,6 +37,36 @@ def _finite(log_probs: Tensor) -> Tensor:
     return log_probs.masked_fill(log_probs == -torch.inf, 0.0)
 
 
+def kl_loss(kls: Tensor, log_probs: Tensor, answer_of_token: Tensor) -> Tensor:
+    """Sum over answers of KL(p ‖ q), as a loss whose mean gradient is that of the whole answers'.
+
+    By the chain rule KL(p ‖ q) = E Σ_t KL_t, with KL_t the exact divergence of token t after what
+    was sampled before it. A token also decides which prefixes come after it, and autograd does not
+    see that: the divergence of all later tokens of the answer is a cost of having sampled it,
+
+        ∇ Σ KL(p ‖ q) = E Σ_t [ ∇KL_t + (Σ_{t'>t} KL_{t'}) ∇log p(token_t) ].
+
+    Exact where the tokens were sampled from p itself.
+
+    Args:
+        kls: (N,) KL_t, with gradient.
+        log_probs: (N,) of the sampled tokens, with gradient.
+        answer_of_token: (N,) the answer of each; the tokens of an answer stand together, in order.
+
+    Returns:
+        The sum of ``kls``; only the gradient is another one.
+    """
+    if not len(kls):
+        return kls.sum()
+    so_far = kls.detach().double().cumsum(0)
+    last = torch.ones_like(answer_of_token, dtype=torch.bool)
+    last[:-1] = answer_of_token[1:] != answer_of_token[:-1]
+    ends = last.nonzero()[:, 0].to(kls.device)
+    lengths = torch.diff(ends, prepend=ends.new_tensor([-1]))
+    to_come = (so_far[ends].repeat_interleave(lengths) - so_far).to(log_probs)
+    return kls.sum() + ((log_probs - log_probs.detach()) * to_come).sum()
+
+
 # --- KL from samples -----------------------------------------------------------------------------
 # All three estimate KL(p ‖ q) from x ~ p. As *values* k1 and k3 are unbiased, and k3 is never
 # negative. Their *gradients* are another matter, and decide where each may be used.
@@ -225,21 +255,19 @@ def leave_one_out_advantage(rewards: Tensor, groups: Tensor) -> Tensor:
     """Leave-one-out advantage within each group: A_i = r_i - mean of the others' rewards.
 
     Equals G/(G-1) · (r_i - group mean) for a group of G. A group whose rewards are all alike has
-    exactly zero advantage.
+    exactly zero advantage; an answer that has no others, because their episodes are over, has the
+    baseline 0.
 
     Args:
         rewards: (D,).
         groups: (D,) integers; answers with the same number share a prompt and a turn.
 
-    Raises:
-        ValueError: A group has a single member.
-
     Source: Kool et al. (2019); Ahmadian et al. (2024), RLOO.
     """
     place, sizes, constant = _groups(rewards, groups)
     sums = rewards.new_zeros(len(sizes)).index_add(0, place, rewards)
-    others = (sums[place] - rewards) / (sizes[place] - 1)
-    return torch.where(constant[place], 0.0, rewards - others)
+    others = (sums[place] - rewards) / (sizes[place] - 1).clamp_min(1)
+    return torch.where((constant & (sizes > 1))[place], 0.0, rewards - others)
 
 
 def group_advantage(rewards: Tensor, groups: Tensor, *, std: bool = False) -> Tensor:
@@ -248,15 +276,13 @@ def group_advantage(rewards: Tensor, groups: Tensor, *, std: bool = False) -> Te
     The mean holds the reward itself: (G-1)/G times :func:`leave_one_out_advantage`. Division by
     the standard deviation (of the sample, G-1) gives questions that are nearly always or nearly
     never answered a large weight, a bias that Liu et al. (2025, "Dr. GRPO") found harmful: it is
-    off unless asked for. A group whose rewards are all alike has exactly zero advantage.
+    off unless asked for. A group whose rewards are all alike has exactly zero advantage, and so has
+    an answer that has no others, because their episodes are over.
 
     Args:
         rewards: (D,).
         groups: (D,) integers; answers with the same number share a prompt and a turn.
         std: Divide by the group's standard deviation, plus 1e-4.
-
-    Raises:
-        ValueError: A group has a single member.
 
     Source: Shao et al. (2024), "DeepSeekMath", 4.1 (GRPO, which divides).
     """
@@ -264,7 +290,7 @@ def group_advantage(rewards: Tensor, groups: Tensor, *, std: bool = False) -> Te
     zeros = rewards.new_zeros(len(sizes))
     centred = rewards - (zeros.index_add(0, place, rewards) / sizes)[place]
     if std:
-        variance = zeros.index_add(0, place, centred.square()) / (sizes - 1)
+        variance = zeros.index_add(0, place, centred.square()) / (sizes - 1).clamp_min(1)
         # The small number bounds what a nearly constant group can say.
         centred = centred / (variance.sqrt() + 1e-4)[place]
     return torch.where(constant[place], 0.0, centred)
@@ -276,15 +302,23 @@ def _groups(rewards: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Rounding must not teach anything where there is nothing to tell apart.
     """
     _, place, sizes = torch.unique(groups, return_inverse=True, return_counts=True)
-    if int(sizes.min()) < 2:
-        raise ValueError(
-            "A group has a single answer, so there are no others to compare it with. Sample at "
-            "least 2 answers of each prompt (group_size), or use another baseline."
-        )
     zeros = rewards.new_zeros(len(sizes))
     low = zeros.scatter_reduce(0, place, rewards, "amin", include_self=False)
     high = zeros.scatter_reduce(0, place, rewards, "amax", include_self=False)
     return place, sizes, low == high
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> float:
+    """Share of the returns' variance that a critic foresees: 1 - Var(R - V) / Var(R), at most 1.
+
+    0 is what a constant explains, and what returns that are all alike leave to explain.
+
+    Args:
+        values: (D,) V.
+        returns: (D,) R.
+    """
+    variance = float(returns.var(correction=0))
+    return 1 - float((returns - values).var(correction=0)) / variance if variance else 0.0
 
 
 def moving_average(previous: float | None, rewards: Tensor, decay: float) -> float:

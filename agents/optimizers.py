@@ -93,7 +93,7 @@ class ImmediateUpdate(torch.optim.Optimizer):
             if settings[name] not in known:
                 raise ValueError(f"{name} is {settings[name]!r}; use one of {', '.join(known)}.")
         super().add_param_group(param_group)
-        if settings["anchor"] == "initial":
+        if settings["anchor"] == "initial" and lam:
             for parameter in self.param_groups[-1]["params"]:
                 self.state[parameter]["anchor"] = parameter.detach().clone()
 
@@ -137,7 +137,6 @@ class ImmediateUpdate(torch.optim.Optimizer):
         state = self.state[parameter]
         gradient = parameter.grad
         assert gradient is not None
-        away = parameter - state["anchor"] if group["anchor"] == "initial" else parameter
         if group["precondition"] == "adam":
             if "step" not in state:
                 state["step"] = torch.zeros(())
@@ -149,5 +148,8 @@ class ImmediateUpdate(torch.optim.Optimizer):
             mean = state["mean"] / (1 - 0.9**step)
             square = state["square"] / (1 - 0.999**step)
             gradient = mean / (square.sqrt() + 1e-8)
+        if not group["lam"]:
+            return gradient
+        away = parameter - state["anchor"] if group["anchor"] == "initial" else parameter
         moved: Tensor = gradient + group["lam"] * away
         return moved

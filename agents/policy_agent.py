@@ -60,10 +60,12 @@ class PolicyConfig(AgentConfig):
     entropy_coef: float = 0.0
     """Weight of the bonus on the mean entropy of the sampled tokens' distributions."""
     kl_coef: float = 0.0
-    """Weight of the KL divergence from the initial policy."""
+    """Weight of the KL divergence from the initial policy, KL(π ‖ π_ref)."""
     kl_in: Literal["loss", "reward"] = "loss"
-    """Where it is charged: in the loss, as the exact mean divergence of the distributions that
-    were sampled from; or in the reward of each answer, as the log-ratio of its tokens (k1)."""
+    """Where it is charged. loss: the exact divergence of every token's full distribution at
+    temperature 1, a mean over tokens. reward: of each answer the sum of its tokens' log-ratios (k1)
+    as they are sampled, at the temperature and within top_k and top_p; the same weight is about as
+    many times stronger there as an answer has tokens."""
     kl_target: float | None = None
     """Divergence, in nats a token, that the weight is adapted to; None keeps the weight fixed."""
     kl_horizon: int = 10_000
@@ -330,7 +332,11 @@ class PolicyAgent(Agent[PolicyConfigT]):
         return [[own[place] for place in places] for places in cut]
 
     def groups(self, rollout: Rollout) -> Tensor:
-        """Number the groups, (answers,): answers to one prompt at one turn share a number."""
+        """Number the groups, (answers,): answers to one episode at one turn share a number.
+
+        From the second turn on they may follow different answers, so the others' mean is then a
+        baseline of the episode's turn and not of the conversation: no less unbiased.
+        """
         return rollout.rows // self.config.group_size + len(rollout.rewards) * rollout.turns
 
     def accumulate(
@@ -377,9 +383,9 @@ class PolicyAgent(Agent[PolicyConfigT]):
             entropy = scores.entropies.sum() / tokens
             loss = loss - c.entropy_coef * entropy
             if scores.kls is not None:
-                kl = scores.kls.sum() / tokens
-                loss = loss + self.kl_coef * kl
-                shares = {**shares, "kl": kl}
+                kl = objectives.kl_loss(scores.kls, scores.log_probs, batch.answer_of_token)
+                loss = loss + self.kl_coef * kl / tokens
+                shares = {**shares, "kl": kl / tokens}
             if self.policy.passes.bfloat16:
                 gap = (scores.log_probs.detach() - batch.old_log_probs).abs().sum() / tokens
                 shares = {**shares, "sampler_gap": gap}

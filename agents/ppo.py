@@ -11,10 +11,12 @@ an answer with the others to the same prompt instead.
 
 Differences from Schulman et al. (2017): time steps of the credit are answers and not tokens, while
 the clip works on tokens (or with ``ratio="sequence"`` on whole answers); minibatches hold whole
-dialogues, since one forward pass serves all turns of one. GRPO differs from Shao et al. (2024) in
+dialogues where one forward pass serves all turns of one (not a choice's, each a pass of its own,
+and not those that outgrew the context). GRPO differs from Shao et al. (2024) in
 what later work found better or right: no division by the group's standard deviation unless
 ``std=True`` and none by the answer's length (Liu et al., 2025, "Dr. GRPO"), and a KL penalty, if
-any, that follows the reverse KL (their k3 loss follows the forward one).
+any, that follows the reverse KL of whole answers (their k3 loss follows the forward one of tokens);
+exact at the first step of a rollout, later as near as π is to π_old.
 """
 
 from __future__ import annotations
@@ -95,7 +97,7 @@ class ClippedAgent(PolicyAgent[ClippedConfigT], Generic[ClippedConfigT]):
         advantages = credit.advantages.to(log_ratios)[of]
         loss = objectives.ppo_clip_loss(log_ratios, advantages, answers, c.clip)
         clipped = (log_ratios.detach().expm1().abs() > c.clip).to(loss).sum()
-        return loss, {"clipped": clipped}
+        return loss, {"clip_fraction": clipped}
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Take ``epochs`` times ``minibatches`` gradient steps, or fewer if they lead too far."""
@@ -107,13 +109,16 @@ class ClippedAgent(PolicyAgent[ClippedConfigT], Generic[ClippedConfigT]):
         for members in self.minibatches(rollout):
             metrics = self.accumulate_gradients(rollout, credit, members)
             target = self.config.target_kl
-            if target is not None and metrics["train/kl_old"] > target and steps:
+            if target is not None and metrics["train/approx_kl"] > target and steps:
                 self.optimizer.zero_grad()
                 break
             metrics["train/grad_norm"] = self.step_optimizer(metrics["train/loss"])
             steps.append(metrics)
         means = {name: float(np.mean([step[name] for step in steps])) for name in steps[0]}
         means |= charged | {"train/updates": float(len(steps))}
+        if credit.values is not None and credit.returns is not None:
+            explained = objectives.explained_variance(credit.values, credit.returns)
+            means["train/explained_variance"] = explained
         self.adapt_kl(means, len(rewards))
         return means
 
@@ -129,8 +134,8 @@ class ClippedAgent(PolicyAgent[ClippedConfigT], Generic[ClippedConfigT]):
             loss, shares = self.loss(batch, credit, answers)
             with torch.no_grad():
                 kls = objectives.kl_k3(batch.old_log_probs, batch.scores.log_probs)
-            shares["kl_old"] = kls.sum() / tokens
-            shares["clipped"] = shares["clipped"] / (
+            shares["approx_kl"] = kls.sum() / tokens
+            shares["clip_fraction"] = shares["clip_fraction"] / (
                 answers if self.config.ratio == "sequence" else tokens
             )
             return loss, shares

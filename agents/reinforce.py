@@ -74,6 +74,9 @@ class Reinforce(PolicyAgent[ReinforceConfig]):
         metrics = self.accumulate_gradients(rollout, advantages, returns) | charged
         metrics["train/grad_norm"] = self.step_optimizer(metrics["train/loss"])
         self.adapt_kl(metrics, len(rewards))
+        if self.config.baseline == "moving":
+            decay = self.config.moving_decay
+            self.average = objectives.moving_average(self.average, returns, decay)
         return metrics
 
     def returns(self, rollout: Rollout, rewards: Tensor) -> Tensor:
@@ -103,9 +106,7 @@ class Reinforce(PolicyAgent[ReinforceConfig]):
         if c.baseline == "batch":
             return objectives.batch_mean_advantage(returns_D)
         if c.baseline == "moving":
-            centred = returns_D - (self.average or 0.0)
-            self.average = objectives.moving_average(self.average, returns_D, c.moving_decay)
-            return centred
+            return returns_D - (self.average or 0.0)
         return returns_D
 
     def accumulate_gradients(

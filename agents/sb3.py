@@ -656,8 +656,8 @@ _SAME: dict[str, tuple[str, float]] = {
     "train/loss": ("train/loss", 1.0),
     "train/learning_rate": ("train/learning_rate", 1.0),
     "train/entropy_loss": ("train/entropy", -1.0),
-    "train/approx_kl": ("train/kl_old", 1.0),
-    "train/clip_fraction": ("train/clipped", 1.0),
+    "train/approx_kl": ("train/approx_kl", 1.0),
+    "train/clip_fraction": ("train/clip_fraction", 1.0),
     "train/value_loss": ("train/value_loss", 0.5),
 }
 """Metric of Stable-Baselines3 -> its name here, and what it is multiplied by."""

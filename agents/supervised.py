@@ -1,6 +1,7 @@
 """Maximum likelihood on accepted answers: the imitation line, which needs to be told them.
 
-The policy is led through each episode by the accepted answers and learns to say them,
+The policy is led through each episode by its accepted answers, the first where there are several,
+and learns to say them (of one longer than ``max_new_tokens`` the beginning),
 
     L = -(1/D) Σ_i log π(a*_i | s_i),
 
@@ -61,6 +62,7 @@ class Supervised(PolicyAgent[SupervisedConfig]):
             return objectives.reinforce_loss(log_probs, torch.ones_like(log_probs), answers), {}
 
         metrics = self.accumulate(rollout, objective)
+        metrics.pop("train/sampler_gap", None)  # nothing was sampled
         metrics["train/grad_norm"] = self.step_optimizer(metrics["train/loss"])
         self.adapt_kl(metrics, answers)
         return metrics

@@ -147,6 +147,11 @@ class CandidatePolicy:
                 "A reply, a base and a scalar head are three ways of scoring; give one of them. "
                 "(An encoder has no likelihood, so it always has the head.)"
             )
+        if base is model:
+            raise ValueError(
+                "The base is the very model that is to be trained, so no candidate could ever be "
+                "told from another. Give a copy of it: copy.deepcopy(model)."
+            )
         if self.scalar and not isinstance(model, ScalarModel):
             model = ScalarModel(model, tokenizer)
         if temperature < 0:

@@ -100,9 +100,10 @@ def test_p04_a_nearly_constant_group_stays_bounded_by_its_spread() -> None:
     assert leave_one_out(rewards).abs().max() < 1e-6
 
 
-def test_p04_a_group_of_one_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"single answer.*at least 2"):
-        objectives.leave_one_out_advantage(torch.ones(3), torch.tensor([0, 0, 1]))
+def test_p04_an_answer_that_is_left_alone_has_no_baseline() -> None:
+    rewards, groups = torch.tensor([1.0, 0.5, 0.25]), torch.tensor([4, 9, 4])
+    found = objectives.leave_one_out_advantage(rewards, groups)
+    assert found.tolist() == [0.75, 0.5, -0.75]
 
 
 @pytest.mark.parametrize("reward", [0.1, 1 / 3, -0.7, 1e-8, 1e8])
@@ -131,10 +132,12 @@ def test_p04_what_a_nearly_constant_group_says_is_bounded(std: bool) -> None:
         assert found.abs().max() <= 7 / 8**0.5  # the most that one of eight can deviate
 
 
-def test_p04_a_group_of_one_is_refused_by_the_group_advantage() -> None:
-    for std in (False, True):
-        with pytest.raises(ValueError, match=r"single answer.*at least 2"):
-            objectives.group_advantage(torch.ones(3), torch.tensor([4, 9, 4]), std=std)
+@pytest.mark.parametrize("std", [False, True])
+def test_p04_an_answer_that_is_left_alone_has_no_group_advantage(std: bool) -> None:
+    rewards, groups = torch.tensor([1.0, 0.5, 0.25]), torch.tensor([4, 9, 4])
+    found = objectives.group_advantage(rewards, groups, std=std)
+    assert found[1] == 0
+    assert found[0] == -found[2] > 0.3
 
 
 @pytest.mark.parametrize("value", [0.1, 1 / 3, -0.7, 1e8])
@@ -289,6 +292,33 @@ def test_p07_k3_as_a_loss_follows_the_forward_kl() -> None:
 def test_p07_the_exact_divergence_has_the_reverse_kl_gradient() -> None:
     found = gradient_of(lambda p: objectives.kl_divergence(p, REFERENCE))
     torch.testing.assert_close(found, REVERSE, rtol=0, atol=1e-12)
+
+
+def test_p07_the_divergence_in_the_loss_follows_that_of_whole_answers() -> None:
+    """Two tokens: the second's distribution, and its reference's, hang on the first."""
+    generator = torch.Generator().manual_seed(4)
+    logits, others = (torch.randn(4, 3, dtype=torch.float64, generator=generator) for _ in "ab")
+    logits.requires_grad_()  # a distribution for the first token, and one for what follows each
+    references = others.log_softmax(-1)
+    own = logits.log_softmax(-1)
+    whole, reference = ((table[0][:, None] + table[1:]).flatten() for table in (own, references))
+    objectives.kl_divergence(whole, reference).backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    exact, logits.grad = logits.grad, None
+    found, unseen = torch.zeros_like(exact), torch.zeros_like(exact)
+    for first, second in itertools.product(range(3), repeat=2):
+        own = logits.log_softmax(-1)
+        visited = [0, first + 1]
+        kls = objectives.kl_divergence(own[visited], references[visited])
+        chosen = own[visited, [first, second]]
+        chance = chosen.sum().exp().detach()
+        # Beside another answer, whose tokens are none of its own.
+        loss = objectives.kl_loss(kls.repeat(2), chosen.repeat(2), torch.tensor([3, 3, 5, 5])) / 2
+        assert loss.item() == pytest.approx(kls.sum().item(), rel=1e-12)
+        found += chance * torch.autograd.grad(loss, logits, retain_graph=True)[0]
+        unseen += chance * torch.autograd.grad(kls.sum(), logits)[0]
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-12)
+    assert (unseen - exact).abs().max() > 1e-2, "prefixes do not matter here"
 
 
 def test_p07_as_values_k1_and_k3_are_unbiased_and_k3_is_never_negative() -> None:
@@ -518,3 +548,12 @@ def test_p15_losses_of_nothing_are_zero_and_have_a_gradient() -> None:
         found.backward()
         assert found.item() == 0.0
         assert nothing.grad is not None
+
+
+def test_the_explained_variance_is_that_of_the_returns() -> None:
+    returns = torch.tensor([0.0, 1.0, 2.0, 5.0])
+    assert objectives.explained_variance(returns + 3, returns) == 1.0
+    assert objectives.explained_variance(torch.zeros(4), returns) == 0.0
+    assert objectives.explained_variance(returns / 2, returns) == pytest.approx(0.75)
+    assert objectives.explained_variance(-returns, returns) == pytest.approx(-3.0)
+    assert objectives.explained_variance(returns, torch.ones(4)) == 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -16,10 +17,12 @@ from torch import Tensor
 from agents import objectives
 from agents.policies.models import eval_mode
 from agents.ppo import Credit
-from agents.rollout import Rollout, episode_seeds
+from agents.rollout import Rollout, collect, episode_seeds
 from three_tokens import (
+    Steps,
     gradient,
     make_agent,
+    registered,
     relative,
     rollout_of,
     token_log_probs,
@@ -161,16 +164,21 @@ def test_p02_the_first_ratio_is_1(
         ratios = torch.cat(seen)
         assert len(ratios) == (rollout.tokens if ratio == "token" else len(rollout.rewards))
         assert (ratios - 1).abs().max() <= tolerance
-        assert metrics["train/kl_old"] <= tolerance**2
-        assert metrics["train/clipped"] == 0.0
+        assert metrics["train/approx_kl"] <= tolerance**2
+        assert metrics["train/clip_fraction"] == 0.0
         assert made.policy.model.training, "the caller's mode was changed"
 
 
+@pytest.mark.parametrize("members", [range(6), (1, 4, 5)])
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
-def test_the_clipped_update_equals_a_plain_loop(ratio: str) -> None:
+def test_the_clipped_update_equals_a_plain_loop(ratio: str, members: Sequence[int]) -> None:
     """Loss, gradient and metrics with log-probabilities that have moved, answer by answer."""
     settings = {"prompts": 3, "group_size": 2, "env_kwargs": DIALOGUES, "value_clip": 0.1}
-    agent = double(make(agent="ppo", ratio=ratio, **settings))
+    coefs = {"entropy_coef": 0.3, "kl_coef": 0.2}
+    agent = double(make(agent="ppo", ratio=ratio, **coefs, **settings))
+    with torch.no_grad():
+        for p in agent.policy.model.parameters():
+            p += 0.1 * torch.randn(p.shape, dtype=p.dtype, generator=torch.Generator())
     rollout = rollout_of(agent, seed=9)
     generator = torch.Generator().manual_seed(3)
     moved = [token_log_probs(agent.policy.model, s).detach() for s in rollout.sequences]
@@ -180,45 +188,111 @@ def test_the_clipped_update_equals_a_plain_loop(ratio: str) -> None:
     D = len(rollout.rewards)
     advantages, returns, old_values = torch.randn(3, D, dtype=torch.float64, generator=generator)
     metrics = agent.accumulate_gradients(
-        rollout, Credit(advantages, old_values, returns), everything(rollout)
+        rollout, Credit(advantages, old_values, returns), list(members)
     )
     found = gradient(agent)
-    surrogate, clipped, kl, entropies = [], [], [], []
-    for s, of, old in zip(
-        rollout.sequences, rollout.decision_of, rollout.old_log_probs, strict=True
-    ):
+    surrogate, clipped, kl, entropies, pulls, answers = [], [], [], [], [], []
+    for i in members:
+        s, of, old = rollout.sequences[i], rollout.decision_of[i], rollout.old_log_probs[i]
         new = token_log_probs(agent.policy.model, s)
         kl.append((new - old).exp() - 1 - (new - old))
-        entropies.append(entropies_of(agent.policy.model, s))
+        own, reference = (distributions(m, s) for m in (agent.policy.model, agent.reference.model))
+        entropies.append(own.entropy())
+        divergences = torch.distributions.kl_divergence(own, reference)
         for d in sorted(set(of.tolist())):
+            answers.append(d)
+            chosen = [n for n in range(len(of)) if of[n] == d]
+            for k, n in enumerate(chosen):  # what it brings about counts as its cost
+                later = divergences[chosen[k + 1 :]].sum().detach()
+                pulls.append(divergences[n] + later * (new[n] - new[n].detach()))
             ratios = (new - old)[of == d].exp()
             for rho in [ratios.prod()] if ratio == "sequence" else ratios:
                 near = min(max(rho, torch.tensor(0.8).double()), torch.tensor(1.2).double())
                 surrogate.append(torch.minimum(rho * advantages[d], near * advantages[d]))
                 clipped.append(abs(rho.item() - 1) > 0.2)
-    values = naive_values(agent, rollout)
+    D, N = len(answers), len(pulls)
+    values, old_values, returns = (
+        x[answers] for x in (naive_values(agent, rollout), old_values, returns)
+    )
     near = old_values + (values - old_values).clamp(-0.1, 0.1)
     value_loss = torch.maximum((values - returns) ** 2, (near - returns) ** 2).sum() / 2 / D
     loss = -torch.stack(surrogate).sum() / D + 0.1 * value_loss
+    loss += 0.2 * torch.stack(pulls).sum() / N - 0.3 * torch.cat(entropies).sum() / N
     loss.backward()  # type: ignore[no-untyped-call]
     assert relative(found, gradient(agent)) < 1e-6
     expected = {
         "train/loss": loss.item(),
         "train/value_loss": value_loss.item(),
-        "train/clipped": np.mean(clipped),
-        "train/kl_old": torch.cat(kl).mean().item(),
+        "train/clip_fraction": np.mean(clipped),
+        "train/approx_kl": torch.cat(kl).mean().item(),
         "train/entropy": torch.cat(entropies).mean().item(),
+        "train/kl": torch.stack(pulls).mean().item(),
     }
     assert metrics == pytest.approx(expected, rel=1e-6)
-    assert 0.1 < metrics["train/clipped"] < 0.9
+    assert metrics["train/kl"] > 0.01
+    assert 0.1 < metrics["train/clip_fraction"] < 0.9
 
 
-def entropies_of(model: Any, sequence: Any) -> Tensor:
+def distributions(model: Any, sequence: Any) -> torch.distributions.Categorical:
+    """Of the tokens that were sampled."""
     with eval_mode(model):
-        dist = torch.distributions.Categorical(
-            logits=model(input_ids=torch.tensor([sequence.ids])).logits[0]
+        logits = model(input_ids=torch.tensor([sequence.ids])).logits[0]
+    sampled = [i - 1 for i, turn in enumerate(sequence.turns) if turn >= 0]
+    return torch.distributions.Categorical(logits=logits[sampled])
+
+
+def test_reinforce_with_a_critic_equals_a_plain_loop() -> None:
+    settings = {"baseline": "critic", "value_coef": 0.3, "gamma": 0.5, "env_kwargs": DIALOGUES}
+    agent = double(make(agent="reinforce", **settings))
+    rollout = rollout_of(agent)
+    D = len(rollout.rewards)
+    returns = torch.randn(D, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    agent.accumulate_gradients(rollout, agent.advantages(rollout, returns), returns)
+    found = torch.cat([gradient(agent), agent.critic.weight.grad[0]])
+    agent.critic.zero_grad()
+    values = naive_values(agent, rollout)
+    loss = 0.3 * ((values - returns) ** 2).sum() / 2 / D
+    for s, of in zip(rollout.sequences, rollout.decision_of, strict=True):
+        credit = (returns - values.detach())[of]
+        loss = loss - (credit * token_log_probs(agent.policy.model, s)).sum() / D
+    loss.backward()
+    assert relative(found, torch.cat([gradient(agent), agent.critic.weight.grad[0]])) < 1e-6
+
+
+@pytest.mark.parametrize("agent", ["ppo", "grpo"])
+def test_the_old_policy_is_recomputed_once_a_rollout(agent: str) -> None:
+    """Before every minibatch, all ratios would be 1, and nothing would ever be clipped."""
+    made = make(agent=agent, old_log_probs="recomputed", epochs=3, learning_rate=0.05)
+    rollout = rollout_of(made)
+    rollout.rewards = torch.linspace(-1, 1, len(rollout.rewards))
+    metrics = made.update(rollout)
+    assert metrics["train/updates"] == 6
+    assert metrics["train/approx_kl"] > 1e-3
+    assert metrics["train/clip_fraction"] > 0
+
+
+class Faller(Steps):
+    """A wrong choice ends the episode, so that members of a group leave it at different turns."""
+
+    def proceed(self, episode: Any, action: Any, outcome: Any) -> None:
+        super().proceed(episode, action, outcome)
+        episode.finished = episode.finished or outcome.score == 0
+
+
+@pytest.mark.parametrize("agent", ["reinforce", "rloo", "ppo", "grpo", "immediate-reward"])
+def test_p28_episodes_whose_length_hangs_on_the_choices_are_learned(agent: str) -> None:
+    with registered({"Faller-v9": Faller}):
+        made = make_agent(
+            "Faller-v9",
+            agent=agent,
+            learning_rate=0.02,
+            env_kwargs={"letters": ("abb",)},
         )
-    return dist.entropy()[[i - 1 for i, turn in enumerate(sequence.turns) if turn >= 0]]
+        alone = [made.groups(rollout_of(made, seed)) for seed in range(3)]
+        assert any((groups.unique(return_counts=True)[1] == 1).any() for groups in alone)
+        made.learn(1200)
+        found = collect(made.player(deterministic=True), made.envs, seeds=[0] * 16)
+        assert found.scores.tolist() == [1.0] * 3 * 16
 
 
 def test_minibatches_hold_whole_dialogues_and_each_of_them_once_an_epoch(
@@ -269,7 +343,7 @@ def test_the_update_stops_once_it_has_gone_far_enough(agent: str) -> None:
 
     free, _ = update(None)
     assert free["train/updates"] == 8
-    assert free["train/kl_old"] > 1e-3
+    assert free["train/approx_kl"] > 1e-3
     held, stopped = update(1e-6)
     assert held["train/updates"] == 1, "the first step is always taken; after it, it is too far"
     assert gradient(stopped).abs().max() == 0, "what was not used is thrown away"

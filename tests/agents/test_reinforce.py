@@ -98,10 +98,18 @@ def test_p06_at_the_known_optimum_no_sample_has_a_gradient(family: str, name: st
 
 @pytest.mark.parametrize("env", ["Identity-v9", "Steps-v9"])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_p06_holds_for_what_the_agent_samples_itself(env: str, temperature: float) -> None:
+@pytest.mark.parametrize("name", ["rloo", "grpo", "ppo"])
+def test_p06_holds_for_what_the_agent_samples_itself(
+    env: str, temperature: float, name: str
+) -> None:
     """In float32, with whatever temperature: its KL is that of what is sampled."""
     settings = {"kl_in": "reward", "kl_coef": 0.5, "temperature": temperature}
-    agent = make_agent(env, agent="rloo", env_kwargs={"letters": ("ab", "b")}, **settings)
+    once: dict[str, Any] = {} if name == "rloo" else {"epochs": 1, "minibatches": 1}
+    if name == "ppo":
+        once |= {"value_coef": 0.0, "normalise_advantages": False}
+    agent = make_agent(env, agent=name, env_kwargs={"letters": ("ab", "b")}, **settings, **once)
+    if name == "ppo":  # which says what the state is worth
+        torch.nn.init.constant_(agent.critic.bias, 0.3)
     torch.manual_seed(7)
     with torch.no_grad():
         for p in agent.policy.model.parameters():
@@ -177,6 +185,39 @@ def test_p07_the_divergence_in_the_loss_is_the_enumerated_one_of_a_token(family:
         assert relative(gradient(agent), exact) < 1e-6
         assert metrics["train/kl"] == pytest.approx(divergence.item(), rel=1e-6)
         assert metrics["train/loss"] == pytest.approx(beta * divergence.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_p07_the_divergence_in_the_loss_has_the_gradient_of_whole_answers(family: str) -> None:
+    beta = 0.4
+    agent = moved(make_agent(family=family, kl_coef=beta, max_new_tokens=2, baseline="none"))
+    own, reference = (answer_log_probs(p.model.eval()) for p in (agent.policy, agent.reference))
+    probabilities = own.exp()
+    (beta * (probabilities * (own - reference.detach())).sum()).backward()
+    exact = gradient(agent)
+    expected = torch.zeros_like(exact)
+    for k, ids in enumerate(ANSWERS):
+        rollout, _ = charged(agent, torch.zeros(len(ANSWERS), dtype=torch.float64), k)
+        agent.accumulate_gradients(rollout, rollout.rewards)  # a mean over the answer's tokens
+        expected += probabilities[k].item() * len(ids) * gradient(agent)
+    assert relative(expected, exact) < 1e-6
+
+
+@pytest.mark.parametrize("kl_in", ["loss", "reward"])
+def test_p07_the_adapted_weight_is_the_one_that_is_charged(kl_in: str) -> None:
+    """Only the penalty pulls, as there is no reward; twice the weight is twice the pull."""
+    settings = {"kl_in": kl_in, "kl_coef": 0.3, "baseline": "none", "max_grad_norm": 0.0}
+    agent = moved(make_agent(**settings))
+    rollout = rollout_of(agent)
+    rollout.rewards = torch.zeros(len(rollout.rewards), dtype=torch.float64)
+    found = []
+    for weight in (0.3, 0.6):
+        agent.kl_coef = weight
+        charge = agent.charged_rewards(rollout)[0]
+        agent.accumulate_gradients(rollout, charge)
+        found.append(gradient(agent))
+    assert found[0].norm() > 1e-3
+    assert relative(found[1], 2 * found[0]) < 1e-9
 
 
 @pytest.mark.parametrize("kl_in", ["loss", "reward"])
@@ -290,10 +331,14 @@ def test_p04_a_group_of_one_is_refused_before_any_work() -> None:
 def test_the_moving_average_compares_with_earlier_batches_only() -> None:
     agent = make_agent(baseline="moving", moving_decay=0.5)
     rollout = rollout_of(agent)
-    rollout.rewards[:] = 1.0
-    assert agent.advantages(rollout).tolist() == [1.0] * len(rollout.rewards)
-    rollout.rewards[:] = 3.0
-    assert agent.advantages(rollout).tolist() == [2.0] * len(rollout.rewards)
+    for reward, advantage, average in ((1.0, 1.0, 1.0), (3.0, 2.0, 2.0)):
+        rollout.rewards[:] = reward
+        assert agent.advantages(rollout).tolist() == [advantage] * len(rollout.rewards)
+        agent.update(rollout)
+        assert agent.average == average
+    rollout.rewards[0] = float("nan")
+    with pytest.raises(FloatingPointError):  # what was not learned from is not remembered
+        agent.update(rollout)
     assert agent.average == 2.0
 
 
