@@ -285,12 +285,12 @@ def test_p28_episodes_whose_length_hangs_on_the_choices_are_learned(agent: str) 
         made = make_agent(
             "Faller-v9",
             agent=agent,
-            learning_rate=0.02,
+            learning_rate=0.005,
             env_kwargs={"letters": ("abb",)},
         )
         alone = [made.groups(rollout_of(made, seed)) for seed in range(3)]
         assert any((groups.unique(return_counts=True)[1] == 1).any() for groups in alone)
-        made.learn(1200)
+        made.learn(2000)
         found = collect(made.player(deterministic=True), made.envs, seeds=[0] * 16)
         assert found.scores.tolist() == [1.0] * 3 * 16
 
