@@ -101,6 +101,11 @@ class PolicyConfig(AgentConfig):
         one_of_its_choices(self)
         at_least(self, 1, "prompts", "group_size", "micro_batch_tokens", "kl_horizon")
         at_least(self, 0, "learning_rate", "weight_decay", "max_grad_norm", "kl_coef", "lora_rank")
+        if self.learning_rate > 1e30:
+            raise ValueError(
+                f"learning_rate is {self.learning_rate}; a step of that size is no number in "
+                "float32. Learning rates are around 1e-4."
+            )
         if self.lora_alpha is not None and not self.lora_alpha > 0:
             raise ValueError(f"lora_alpha is {self.lora_alpha}; give more than 0, or None.")
         if not self.temperature > 0:

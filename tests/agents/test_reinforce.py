@@ -449,6 +449,7 @@ def test_predict_chooses(tmp_path: Path) -> None:
         ({"prompts": 0}, "prompts is 0"),
         ({"gamma": 1.5}, "gamma is 1.5"),
         ({"learning_rate": -1.0}, "learning_rate is -1.0"),
+        ({"learning_rate": 1e38}, r"learning_rate is 1e\+38.*float32"),
         ({"temperature": 0.0}, "temperature is 0.0.*chance"),
         ({"max_new_tokens": CONTEXT}, "leaves no room"),
         ({"env_kwargs": {"split": "test"}}, "split is 'test'"),
