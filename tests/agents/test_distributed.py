@@ -22,7 +22,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from agents import (
@@ -43,7 +42,10 @@ from agents.policies.models import TINY
 from agents.policy_agent import PolicyAgent
 from agents.registry import AGENTS, agent_class
 from agents.rollout import Rollout, merge
+from runs import assert_same, outcome
 
+TESTS = Path(__file__).parents[1]
+IMPORTED = (str(TESTS.parent), str(TESTS / "helpers"))
 WRITING, CHOOSING = "DialogueQA-v0", "RecommendationClicks-v0"
 
 
@@ -284,7 +286,7 @@ def torchrun(*argv: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     """The environment of new processes, which import the packages beside these tests."""
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(IMPORTED)}
 
 
 @pytest.mark.parametrize(
@@ -378,17 +380,6 @@ RUN = shlex.split(
 
 def arguments(data: str, folder: Path, *more: str) -> list[str]:
     return [*RUN, "--env-kwargs", json.dumps({"dataset": data}), "--out", str(folder), *more]
-
-
-def outcome(folder: Path) -> dict[str, Any]:
-    """All that a run comes to, without what the clock decides."""
-    lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
-    rows = [{k: v for k, v in json.loads(r).items() if k[:5] != "perf/"} for r in lines]
-    found: dict[str, Any] = {"metrics": rows, "result": (folder / "result.json").read_text()}
-    for file in sorted((folder / "checkpoints").rglob("*.safetensors")):
-        for name, tensor in load_file(file).items():
-            found[f"{file.relative_to(folder)}/{name}"] = tensor.tolist()
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -495,7 +486,7 @@ def test_p24_an_interrupted_run_says_so_and_goes_on_bit_for_bit(
         shlex.split(command), env=environment(), capture_output=True, text=True, timeout=300
     )
     assert ended.returncode == 0, ended.stderr[-6000:]
-    assert outcome(folder) == outcome(wholes[strategy])
+    assert_same(outcome(folder), outcome(wholes[strategy]))
 
 
 @pytest.mark.slow
