@@ -44,15 +44,17 @@ def report(
         OSError: What is to be scored cannot be read, or the result cannot be written.
     """
     console.print(f"Scoring the policy on the {split} split, before and after …")
+    with _readable(f"The policy {agent.policy_name} that the run began from", "Put it back."):
+        initial = begin()
+    before = initial.evaluate(split)
+    del initial  # memory may not hold one more model
     best = folder / "checkpoints" / "best"
     validated, chosen = has_checkpoint(best), agent
     if validated:
         cure = "Move it away, and the last checkpoint is scored in its place."
         with _readable(f"The checkpoint {best}", cure):
             chosen = type(agent).load(best, device=agent.device)
-    with _readable(f"The policy {agent.policy_name} that the run began from", "Put it back."):
-        initial = begin()
-    before, after = initial.evaluate(split), chosen.evaluate(split)
+    after = chosen.evaluate(split)
     gain, low, high = after.gain_over(before)
     result = {
         "env": agent.env_id,
