@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import os
 import re
 import shlex
@@ -16,7 +17,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+import three_tokens
 from agents import (
     PPO,
     RLOO,
@@ -33,6 +37,7 @@ from agents import (
     Reinforce,
     Supervised,
     distributed,
+    replay,
     train,
 )
 from agents.baselines import Random
@@ -42,7 +47,9 @@ from agents.policies.models import TINY
 from agents.policy_agent import PolicyAgent
 from agents.registry import AGENTS, agent_class
 from agents.rollout import Rollout, merge
+from llm_envs.core.task import Outcome
 from runs import assert_same, outcome
+from three_tokens import Identity
 
 TESTS = Path(__file__).parents[1]
 IMPORTED = (str(TESTS.parent), str(TESTS / "helpers"))
@@ -367,6 +374,73 @@ def test_a_process_that_is_gone_is_noticed() -> None:
     here = os.uname().nodename
     world = World(0, 3, peers=((here, os.getpid()), (here, ended.pid), ("elsewhere", ended.pid)))
     assert world.lost() == [1]
+
+
+def in_two_threads(monkeypatch: pytest.MonkeyPatch, learn: Any) -> list[str]:
+    """Have two ranks learn, each in a thread, and return what each of them says in the end."""
+    mine, both, sent = threading.local(), threading.Barrier(2, timeout=20), [[], []]
+
+    def gather_object(items: list[Any]) -> list[Any]:
+        sent[mine.rank] = items
+        both.wait()
+        found = [*sent[0], *sent[1]]
+        both.wait()
+        return found
+
+    def run(rank: int) -> str:
+        mine.rank = rank
+        try:
+            learn(World(rank, 2))
+        except FloatingPointError as error:
+            return str(error)
+        except threading.BrokenBarrierError:
+            return "waited in vain"
+        return "nothing"
+
+    monkeypatch.setattr("accelerate.utils.gather_object", gather_object)
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(run, range(2)))
+
+
+class Spoilt(Identity):
+    """Its validation scores are no numbers."""
+
+    def __init__(self, split: str = "train") -> None:
+        super().__init__(split)
+        self.score_of = math.nan if split == "validation" else 1.0
+
+    def score_answers(self, answers: Any, references: Any) -> list[Outcome]:
+        return [Outcome(self.score_of) for _ in answers]
+
+
+@pytest.mark.parametrize("cause", ["a validation score", "a model of rank 1"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_one_process_fails_at_all_of_them_tell(
+    cause: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not kept:
+        (tmp_path / "failed.new").write_text("in the way")
+    validates = cause == "a validation score"
+
+    def learn(world: World) -> None:
+        agent = three_tokens.make_agent("Spoilt-v9", world=world, eval_every=int(validates))
+        if not validates and world.rank == 1:
+            next(agent.policy.model.parameters()).data[:] = math.nan
+        agent.learn(64, folder=tmp_path)
+
+    with three_tokens.registered({"Spoilt-v9": Spoilt}):
+        one, other = in_two_threads(monkeypatch, learn)
+        assert one == other
+        assert "is nan at turn 0" in one if validates else "probabilities are not finite" in one
+        if not kept:
+            assert "could not be kept" in one
+            assert "failed.new" in one
+            return
+        assert f"{tmp_path}/failed" in one
+        agent, batch = replay.failed_update(tmp_path / "failed", device="cpu")
+        assert batch is None
+        assert agent.iteration == agent.env_steps == 0
+        json.loads((tmp_path / "failed" / "agent" / "state.json").read_text())
 
 
 # --- whole runs ----------------------------------------------------------------------------------

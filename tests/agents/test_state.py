@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -414,6 +415,37 @@ def test_a_run_that_begins_is_locked_too(
         pass
 
 
+@pytest.mark.parametrize("other", ["has just begun", "has ended"])
+def test_a_folder_that_another_process_took_meanwhile_is_left_to_it(
+    other: str,
+    tmp_path: Path,
+    command: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = tmp_path / "run"
+    original = runs.locked
+
+    with contextlib.ExitStack() as held:
+
+        def locked(folder: Path) -> Any:
+            """Have the other process come first."""
+            if other == "has just begun":
+                held.enter_context(original(folder))
+            else:
+                (folder / "config.json").write_text("{}")
+            return original(folder)
+
+        monkeypatch.setattr(runs, "locked", locked)
+        said = told(capsys, *command, "--out", str(run))
+    if other == "has just begun":
+        assert "Another process is training in the run folder" in said
+        assert run.is_dir()
+    else:
+        assert f"{run} holds a run already" in said
+        assert everything(run).keys() == {"config.json"}
+
+
 # --- what may be loaded --------------------------------------------------------------------------
 
 PLAYABLE = [
@@ -629,6 +661,74 @@ def test_a_resumed_run_stays_what_it_is(
     assert ": momentum." in said
 
 
+def test_a_run_goes_on_in_another_working_directory_and_on_another_device(
+    tmp_path: Path,
+    command: list[str],
+    policy_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    monkeypatch.chdir(policy_folder.parent)
+    given = ["--policy", policy_folder.name, "--report", "test", "--out", str(run)]
+    train.main([*command, *given, "--steps", "8"])
+    monkeypatch.chdir(tmp_path)
+    train.main(["--resume", str(run), "--steps", "16"])
+    assert json.loads((run / "result.json").read_text())["env_steps"] == 16
+
+    if torch.cuda.is_available():
+        return
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"device": "cuda"}))
+    assert "Use auto, or cpu" in told(capsys, "--resume", str(run), "--steps", "24")
+    train.main(["--resume", str(run), "--steps", "24", "--device", "cpu"])
+    train.main(["--resume", str(run)])  # it stays there
+    assert rows_in(run)[-1]["env_steps"] == 24
+
+
+@pytest.mark.parametrize("damaged", ["checkpoints/best", "the initial policy"])
+def test_damage_that_the_report_meets_is_told_with_how_to_go_on(
+    damaged: str,
+    tmp_path: Path,
+    command: list[str],
+    policy_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, policy = tmp_path / "run", tmp_path / "policy"
+    shutil.copytree(policy_folder, policy)
+    train.main([*command, "--policy", str(policy), "--out", str(run), "--steps", "8"])
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"report": "test"}))
+    folder = run / damaged / "policy" if damaged == "checkpoints/best" else policy
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:100])
+    before = everything(run / "checkpoints" / "last")
+    said = told(capsys, "--resume", str(run))
+    assert f"{run}/checkpoints/best cannot be loaded (" in said or f"{policy} that the run" in said
+    assert "Nothing that was trained is lost" in said
+    assert f"--resume {run}" in said
+    assert everything(run / "checkpoints" / "last") == before
+    if damaged == "checkpoints/best":
+        (run / damaged).rename(run / "checkpoints" / "away")  # as it says
+    else:
+        weights.write_bytes(whole)
+    train.main(["--resume", str(run)])
+    assert json.loads((run / "result.json").read_text())["env_steps"] == 8
+
+
+def test_what_is_trained_on_is_not_scored(
+    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command += ["--env-kwargs", '{"split": "all"}', "--out", str(tmp_path / "run"), "--steps", "8"]
+    for given in ("--eval-every 1 --report none", "--eval-every 0 --report test"):
+        said = told(capsys, *command, *shlex.split(given))
+        assert "Leave the split out, or score nothing: --eval-every 0 --report none." in said
+    assert not (tmp_path / "run").exists()
+    train.main([*command, "--eval-every", "0", "--report", "none"])
+    assert rows_in(tmp_path / "run")[-1]["env_steps"] == 8
+
+
 # --- numbers that are none -----------------------------------------------------------------------
 
 
@@ -803,6 +903,19 @@ def test_a_score_that_is_no_number_ends_an_evaluation() -> None:
     agent = make_agent(env="Pick-v9", env_kwargs={"letters": ["a", "n"]})
     with pytest.raises(FloatingPointError, match=r"example 'validation n' .* is nan at turn 0"):
         agent.evaluate("validation")
+
+
+def test_a_validation_that_fails_keeps_the_agent(tmp_path: Path) -> None:
+    agent = make_agent(
+        env="Pick-v9", env_kwargs={"letters": ["a", "n"]}, eval_every=1, eval_episodes=2, prompts=1
+    )
+    with pytest.raises(FloatingPointError, match=r"validation split is nan") as stopped:
+        agent.learn(NEVER, folder=tmp_path)
+    kept = tmp_path / "failed" / "agent"
+    assert str(stopped.value).endswith(
+        f"0 environment steps; the agent as it was is kept in {kept}."
+    )
+    assert torch.equal(parameters(Reinforce.load(kept, device="cpu")), parameters(agent))
 
 
 def test_a_failure_that_cannot_be_kept_is_told_all_the_same(tmp_path: Path) -> None:
