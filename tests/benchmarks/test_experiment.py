@@ -26,9 +26,11 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trained(place: Path, *more: str) -> Path:
-    row = {"passage": "I am.", "turns": [{"question": "Who?", "answers": ["I"]}]}
-    splits = ("train", "validation", "test")
-    rows = [json.dumps({**row, "id": split, "split": split}) for split in splits]
+    turns = [{"question": "Who?", "answers": ["I"]}]
+    rows = [
+        json.dumps({"id": split, "split": split, "passage": f"I {split}.", "turns": turns})
+        for split in ("train", "validation", "test")
+    ]
     (place / "data.jsonl").write_text("\n".join(rows))
     run = Run("DialogueQA-v0", "random", 1, 16, {"episodes": 4})
     env_kwargs = json.dumps({"dataset": str(place / "data.jsonl")})
