@@ -8,26 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import gymnasium as gym
+import numpy as np
 import torch
 from safetensors import SafetensorError
 
 import llm_envs
 from agents.batches import write_batch
-from agents.distributed import ALONE, World
+from agents.distributed import ALONE, SharedError, World
 from agents.evaluation import Evaluation, evaluate
+from agents.registry import agents_for
 from agents.rollout import Player
 from agents.runs import sync
 from agents.tracking import Tracker
@@ -78,6 +82,36 @@ def at_least(config: Any, least: float, *names: str) -> None:
 ConfigT = TypeVar("ConfigT", bound=AgentConfig)
 
 
+def stored_settings(cls: type[Agent[ConfigT]], stored: Mapping[str, Any], origin: str) -> ConfigT:
+    """Return the configuration of an agent that a file holds.
+
+    A setting that the file does not know came after it was written: it has its default.
+
+    Args:
+        cls: The agent.
+        stored: Its settings, as the file holds them.
+        origin: What was written, and by which version, for the error.
+
+    Raises:
+        ValueError: It holds a setting that the agent does not have.
+    """
+    known = {f.name for f in dataclasses.fields(cls.config_class)}
+    if unknown := sorted(stored.keys() - known):
+        raise ValueError(
+            f"{origin} with settings that {cls.name} does not have here "
+            f"({llm_envs.__version__}): {', '.join(unknown)}. Use that version."
+        )
+    return cls.config_class(**stored)  # type: ignore[return-value]
+
+
+def bare_id(env: str) -> str:
+    """Return the registered id of an environment, without a module to import and a namespace.
+
+    ``llm_envs:DialogueQA-v0`` and ``llm_envs/DialogueQA-v0`` are ``DialogueQA-v0``.
+    """
+    return env.rpartition(":")[2].removeprefix("llm_envs/")
+
+
 class Agent(ABC, Generic[ConfigT]):
     """Plays an environment and learns from it.
 
@@ -119,7 +153,6 @@ class Agent(ABC, Generic[ConfigT]):
         self.world = world
         if seed < 0:
             raise ValueError(f"seed is {seed}; it cannot be negative.")
-        self.env_id = env
         self.env_kwargs = dict(env_kwargs or {})
         if self.env_kwargs.get("split", "train") not in ("train", "all"):
             raise ValueError(
@@ -140,13 +173,12 @@ class Agent(ABC, Generic[ConfigT]):
         self.envs: Any = gym.make_vec(
             env, num_envs=self.rows, **{"split": "train", **self.env_kwargs}
         )
+        self.env_id = bare_id(env)  # making it imported the module that it may name
         choosing = isinstance(self.envs.single_action_space, gym.spaces.Discrete)
         self.family: Family = "choosing" if choosing else "writing"
         if self.family not in self.families:
-            from agents.registry import agents_for
-
             raise ValueError(
-                f"{self.name} cannot play {env}, a {self.family} task: {self.refusal} "
+                f"{self.name} cannot play {self.env_id}, a {self.family} task: {self.refusal} "
                 f"Agents that can: {', '.join(agents_for(self.family))}."
             )
         self.iteration = 0
@@ -248,10 +280,8 @@ class Agent(ABC, Generic[ConfigT]):
         while self.env_steps < total_steps and not stopping:
             if self.iteration == 0:
                 self._validate(folder, tracker)
-            try:
+            with self._keeping_failures(folder):
                 metrics = self.iterate()
-            except FloatingPointError as error:
-                raise FloatingPointError(f"{error} {self._keep_failure(folder)}") from error
             self.batch = None
             last = self.env_steps >= total_steps
             if tracker is not None:
@@ -278,11 +308,12 @@ class Agent(ABC, Generic[ConfigT]):
         if not self.config.eval_every:
             return
         logged: dict[str, float] = {}
-        if self.world.is_main:
-            found = self.evaluate("validation", episodes=self.config.eval_episodes)
-            logged = {"eval/score": found.score}
-            logged |= {f"eval/{name}": float(v.mean()) for name, v in found.parts.items()}
-        logged = self.world.of_main(logged)
+        with self._keeping_failures(folder, of="validation"):
+            if self.world.is_main:
+                found = self.evaluate("validation", episodes=self.config.eval_episodes)
+                logged = {"eval/score": found.score}
+                logged |= {f"eval/{name}": float(v.mean()) for name, v in found.parts.items()}
+            logged = self.world.of_main(logged)
         if tracker is not None:
             tracker.log(logged, env_steps=self.env_steps)
         if self.best_score is None or logged["eval/score"] > self.best_score:
@@ -290,26 +321,43 @@ class Agent(ABC, Generic[ConfigT]):
             if folder is not None:
                 self.save(folder / "checkpoints" / "best")
 
-    def check_rewards(self, rewards: Sequence[float]) -> None:
+    def check_rewards(self, rewards: Sequence[float], first: int = 0) -> None:
         """Refuse to learn from rewards that are no numbers.
+
+        Args:
+            rewards: What answers of an update earned.
+            first: Number of the first of them within the update.
 
         Raises:
             FloatingPointError: One is not finite.
         """
-        for i, reward in enumerate(rewards):
+        for i, reward in enumerate(rewards, first):
             if not math.isfinite(reward):
                 raise FloatingPointError(
                     f"The reward of answer {i} of update {self.iteration} is {reward}; nothing was "
                     "learned from it. Look at what the environment scores."
                 )
 
-    def _keep_failure(self, folder: Path | None) -> str:
+    @contextlib.contextmanager
+    def _keeping_failures(
+        self, folder: Path | None, of: Literal["update", "validation"] = "update"
+    ) -> Iterator[None]:
+        """Keep what led to numbers that are none, and say where; in all processes alike."""
+        try:
+            yield
+        except FloatingPointError as error:
+            said = self.world.tell(error)
+            raise FloatingPointError(f"{said} {self._keep_failure(folder, of)}") from error
+
+    def _keep_failure(self, folder: Path | None, of: Literal["update", "validation"]) -> str:
         """Write what led to numbers that are none; return a sentence that says where.
 
         The agent is kept as it is now: a step that failed was not taken, but PPO may have taken
-        others on the same batch.
+        others on the same batch. A validation changes nothing, and has no batch.
         """
-        when = f"Update {self.iteration} began after {self.env_steps:,} environment steps"
+        steps = f"after {self.env_steps:,} environment steps"
+        update = of == "update"
+        when = f"Update {self.iteration} began {steps}" if update else f"That was {steps}"
         if folder is None:
             return f"{when}."
         failed = folder / "failed"
@@ -319,8 +367,10 @@ class Agent(ABC, Generic[ConfigT]):
                 if self.world.is_main:
                     write_batch(self.batch, fresh)
             self.world.gather(None)  # nobody leaves before it is there
-        except (OSError, TypeError) as error:
-            return f"{when}; what led to it could not be kept ({error})."
+        except (OSError, TypeError, SharedError) as error:
+            return f"{when}; what led to it could not be kept ({self.world.tell(error)})."
+        if not update:
+            return f"{when}; the agent as it was is kept in {failed / 'agent'}."
         return (
             f"{when}; what led to it was kept. "
             f"Replay: python -m agents.replay {shlex.quote(str(failed))}"
@@ -350,7 +400,7 @@ class Agent(ABC, Generic[ConfigT]):
             self.env_id,
             split=split,
             episodes=episodes,
-            env_kwargs={k: v for k, v in self.env_kwargs.items() if k != "split"},
+            env_kwargs=self.env_kwargs,
         )
 
     # --- state -----------------------------------------------------------------------------------
@@ -367,7 +417,7 @@ class Agent(ABC, Generic[ConfigT]):
                 "agent": self.name,
                 "env": self.env_id,
                 "env_kwargs": self.env_kwargs,
-                "data": self._data(),
+                "data": self._data,
                 "policy": self.policy_name,
                 "family": self.family,
                 "seed": self.seed,
@@ -401,9 +451,9 @@ class Agent(ABC, Generic[ConfigT]):
                 checkpoint; if it then learns, it draws other answers than they would have.
 
         Raises:
-            ValueError: There is no checkpoint, or another agent, other settings, another version of
-                the environment, other data, another model or another number of processes than here
-                belong to it.
+            ValueError: There is no checkpoint, or another agent, settings that are unknown here,
+                another version of the environment, other data, another model or another number of
+                processes than here belong to it.
         """
         folder = checkpoint_folder(folder)
         state = json.loads((folder / "state.json").read_text())
@@ -424,23 +474,17 @@ class Agent(ABC, Generic[ConfigT]):
                 f"The checkpoint {folder} was trained on {state['env']}, which is not registered "
                 f"here: {error}"
             ) from error
-        known = {f.name for f in dataclasses.fields(cls.config_class)}
-        if different := sorted(known ^ state["config"].keys()):
-            raise ValueError(
-                f"The checkpoint {folder} was written by llm-envs {state.get('version')}, whose "
-                f"{cls.name} has other settings than here ({llm_envs.__version__}): they differ in "
-                f"{', '.join(different)}. Load it with that version."
-            )
+        origin = f"The checkpoint {folder} was written by llm-envs {state.get('version')}"
         agent = cls(
             cls.stored_policy(folder, state, device),
             state["env"],
-            config=cls.config_class(**state["config"]),  # type: ignore[arg-type]
+            config=stored_settings(cls, state["config"], origin),
             seed=state["seed"],
             env_kwargs=state["env_kwargs"],
             device=device,
             world=world,
         )
-        if (now := agent._data()) != state["data"]:
+        if (now := agent._data) != state["data"]:
             raise ValueError(
                 f"The checkpoint {folder} was trained on {state['env']} with {state['data']}, and "
                 f"here its training data are {now}. Use the data (or the version of llm-envs) "
@@ -452,11 +496,35 @@ class Agent(ABC, Generic[ConfigT]):
         agent.load_state(folder, state["own"])
         return agent
 
+    @functools.cached_property
     def _data(self) -> str:
-        """Say what is trained on: how many examples, and a digest of their ids."""
-        ids = [example.id for example in self.envs.unwrapped.task.examples]
-        digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:12]
-        return f"{len(ids):,} examples (digest {digest})"
+        """What is trained on: how many examples, and a digest of all that they hold."""
+        digest, examples = hashlib.sha256(), self.envs.unwrapped.task.examples
+        for example in examples:
+            digest.update(_content(example).encode("utf-8", "surrogatepass") + b"\n")
+        return f"{len(examples):,} examples (digest {digest.hexdigest()[:12]})"
+
+
+def _content(value: Any) -> str:
+    """Return a text of what a value holds, the same one in every process.
+
+    It is ``repr``, but sets have an order in it, arrays are whole, and addresses are left out.
+    """
+    if value is None or isinstance(value, str | bytes | int | float):
+        return repr(value)
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{value.shape}{_content(value.tolist())}"
+    if isinstance(value, list | tuple):
+        return f"({','.join(map(_content, value))})"
+    if isinstance(value, set | frozenset):
+        return f"{{{','.join(sorted(map(_content, value)))}}}"
+    if dataclasses.is_dataclass(value):
+        return _content([getattr(value, f.name) for f in dataclasses.fields(value)])
+    if getattr(type(value), "__repr__", None) is object.__repr__ and hasattr(value, "__dict__"):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{_content(k)}:{_content(v)}' for k, v in value.items())}}}"
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 @contextlib.contextmanager
@@ -501,3 +569,12 @@ def checkpoint_folder(folder: str | Path, holds: str = "state.json") -> Path:
         if (candidate / holds).exists():
             return candidate
     raise ValueError(f"{folder} is not a checkpoint: it holds no {holds}.")
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether :func:`checkpoint_folder` finds one."""
+    try:
+        checkpoint_folder(folder)
+    except ValueError:
+        return False
+    return True

@@ -48,6 +48,10 @@ WAITING = timedelta(days=1)
 """How long a rank waits for the others: rank 0 may be evaluating. A death is noticed at once."""
 
 
+class SharedError(FloatingPointError):
+    """What one rank failed at, or several: all of them raise it."""
+
+
 @dataclass(frozen=True)
 class World:
     """The processes of a run, seen from one of them; by default the only one.
@@ -74,12 +78,39 @@ class World:
         return self.rank == 0
 
     def gather(self, value: T) -> list[T]:
-        """Return the value of every rank, in their order; all ranks have to call it."""
+        """Return the value of every rank, in their order; all ranks have to call it.
+
+        Raises:
+            SharedError: A rank has called ``tell`` instead.
+        """
         if self.size == 1:
             return [value]
+        return self._exchange(value, "")
+
+    def tell(self, error: BaseException) -> str:
+        """Tell the other ranks of an error, who wait in ``gather`` or have one of their own.
+
+        Else they would wait on, and meet this rank's next message where they expect another.
+
+        Returns:
+            What it says; the first rank's words if several have one.
+        """
+        if self.size == 1 or isinstance(error, SharedError):  # of that, all ranks know
+            return str(error)
+        try:
+            self._exchange(None, str(error))
+        except SharedError as shared:
+            return str(shared)
+        raise AssertionError("an error was not passed on")
+
+    def _exchange(self, value: T, wrong: str) -> list[T]:
         from accelerate.utils import gather_object
 
-        return gather_object([value])  # type: ignore[no-any-return]
+        found = gather_object([(value, wrong)])
+        for _, told in found:
+            if told:
+                raise SharedError(told)
+        return [each for each, _ in found]
 
     def total(self, value: T) -> T:
         """Return the sum of all ranks' values (numbers or tensors), the same on each."""

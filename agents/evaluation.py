@@ -132,7 +132,7 @@ def evaluate(
         env_id: Id of the environment.
         split: The split; there is no default, for nobody should test by accident.
         episodes: How many; ``None`` for all. The first time of each example comes first.
-        env_kwargs: Further arguments of the environment.
+        env_kwargs: Further arguments of the environment; a split among them does not count.
         batch: Episodes played side by side.
 
     Raises:
@@ -141,7 +141,7 @@ def evaluate(
     """
     if batch < 1 or (episodes is not None and episodes < 1):
         raise ValueError(f"episodes is {episodes} and batch is {batch}; give 1 or more.")
-    arguments = {"split": split, **(env_kwargs or {})}
+    arguments = {**(env_kwargs or {}), "split": split}
     probe = gym.make_vec(env_id, num_envs=1, **arguments)
     task = probe.unwrapped.task  # type: ignore[attr-defined]
     total = len(task.examples)

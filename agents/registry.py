@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from agents.base import Agent, Family
 from llm_envs.datasets.splits import did_you_mean
+
+if TYPE_CHECKING:
+    from agents.base import Agent, Family
 
 AGENTS: dict[str, str] = {
     "reinforce": "agents.reinforce:Reinforce",

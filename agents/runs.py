@@ -21,23 +21,43 @@ CONFIG_KEYS: Final = frozenset(
 _OTHER_WAY: Final = "A new run can start from its weights: --policy RUN/checkpoints/best/policy."
 
 
+def make(folder: Path) -> bool:
+    """Make a run folder; return whether there was none.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
+    except OSError as error:
+        if folder.is_dir():
+            return False
+        raise _unwritable(folder, error) from error
+    return True
+
+
+def _unwritable(folder: Path, error: OSError) -> OSError:
+    return OSError(
+        f"The run folder {folder} cannot be written ({error.strerror or error}). Nothing was "
+        "trained. Choose another one with --out (a run to resume can be moved as a whole)."
+    )
+
+
 def prepare(folder: Path, *, needed_bytes: int) -> Path:
     """Make a run folder, sure that it can be written and has room.
 
     Raises:
         OSError: It cannot be written, or the disk is too full.
     """
+    make(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"\0" * 4096)
             probe.flush()
             os.fsync(probe.fileno())
     except OSError as error:
-        raise OSError(
-            f"The run folder {folder} cannot be written ({error.strerror or error}). Nothing was "
-            "trained. Choose another one with --out (a run to resume can be moved as a whole)."
-        ) from error
+        raise _unwritable(folder, error) from error
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise OSError(

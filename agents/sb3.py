@@ -383,12 +383,13 @@ class SB3Agent(Agent[SB3ConfigT]):
         scores: list[float] = []
 
         def look(held: dict[str, Any], _: dict[str, Any]) -> bool:
+            known = len(rewards)
             for reward, info in zip(held["rewards"], held["infos"], strict=True):
                 if "feedback" not in info:  # a token within an answer
                     continue
                 rewards.append(float(reward))
                 scores.extend([info["score"]] if "score" in info else [])
-            self.check_rewards(rewards)
+            self.check_rewards(rewards[known:], first=known)
             return True
 
         model.set_env(model.env)  # has the next call of learn begin with a reset
@@ -444,9 +445,10 @@ class SB3Agent(Agent[SB3ConfigT]):
             tensors |= {f"optimizer/{index}/{name}": value for name, value in moments.items()}
         tensors |= {f"memory/{name}": value for name, value in self.memory().items()}
         save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "state.safetensors")
+        played = {"model": model_identity(self.model.policy)}
         if self.writer is not None:
             self.writer.save_pretrained(folder / "policy")
-        played = {"model": model_identity(self.model.policy)}
+            played["dtype"] = str(self.writer.model.dtype).removeprefix("torch.")
         return {**played, "num_timesteps": self.model.num_timesteps, **self.counters()}
 
     def load_state(self, folder: Path, state: dict[str, Any]) -> None:
@@ -498,7 +500,11 @@ class SB3Agent(Agent[SB3ConfigT]):
         if state["family"] == "choosing":
             return "none"
         return CausalLMPolicy.from_pretrained(
-            folder / "policy", device=device, chat=False, merge=False
+            folder / "policy",
+            device=device,
+            dtype=state["own"].get("dtype", "float32"),  # older ones do not tell
+            chat=False,
+            merge=False,
         )
 
 

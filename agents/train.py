@@ -28,16 +28,15 @@ import torch
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 from safetensors import SafetensorError
 
 import llm_envs
 from agents import distributed, runs
-from agents.base import Agent, ConfigT, checkpoint_folder
+from agents.base import Agent, ConfigT, bare_id, checkpoint_folder, has_checkpoint, stored_settings
 from agents.distributed import Strategy, World
-from agents.evaluation import Evaluation
 from agents.policy_agent import PolicyAgent
 from agents.registry import agent_class
+from agents.report import report
 from agents.tracking import Tracker
 from llm_envs.core.rendering import printable
 from llm_envs.datasets.splits import did_you_mean
@@ -81,8 +80,8 @@ class Arguments(Generic[ConfigT]):
     out: Path | None = None
     """Run folder; by default runs/<env>-<agent>-seed<seed>-<time>."""
     resume: Path | None = None
-    """Go on with the run in this folder. It keeps its arguments; only --steps, --samples and
-    --quiet may be given anew."""
+    """Go on with the run in this folder. It keeps its arguments; only --steps, --samples, --quiet
+    and --device (on another one numbers are rounded differently) may be given anew."""
     track: str = "wandb,jsonl"
     """Where metrics go, separated by commas."""
     report: Literal["test", "validation", "none"] = "test"
@@ -97,8 +96,9 @@ class Arguments(Generic[ConfigT]):
     """No progress bar."""
 
 
-# What may differ when a run is resumed: how far it goes, and what is only shown.
-_ANEW = ("resume", "steps", "samples", "quiet")
+# What may differ when a run is resumed: how far it goes, what is only shown, and the device, as
+# another machine may not have the same.
+_ANEW = ("resume", "steps", "samples", "quiet", "device")
 
 
 def parse(argv: Sequence[str]) -> Arguments[Any]:
@@ -112,7 +112,7 @@ def parse(argv: Sequence[str]) -> Arguments[Any]:
         _arguments_of(Path(resumed))
         if resumed
         else _defaults(
-            _peek(argv, "--agent", "reinforce"), _bare(_peek(argv, "--env", "DialogueQA-v0"))
+            _peek(argv, "--agent", "reinforce"), bare_id(_peek(argv, "--env", "DialogueQA-v0"))
         )
     )
     kind: Any = Arguments[type(default.settings)]  # type: ignore[misc]
@@ -136,28 +136,17 @@ def _defaults(agent: str, env: str) -> Arguments[Any]:
 
 
 def _arguments_of(folder: Path) -> Arguments[Any]:
-    """Return the arguments that a run was begun with."""
+    """Return the arguments that a run was begun with; those that came later have their defaults."""
     config = runs.read_config(folder)
-    config_class: Any = agent_class(config["agent"]).config_class
-    try:
-        settings = config_class(**config["settings"])
-    except TypeError as error:
-        raise ValueError(
-            f"{folder} was written by another version of llm-envs ({config.get('version')}), whose "
-            f"settings differ: {error}. Resume it with that version."
-        ) from error
+    origin = f"{folder} was written by llm-envs {config.get('version')}"
     same = {f.name: config[f.name] for f in dataclasses.fields(Arguments) if f.name in config}
     changed = {
-        "settings": settings,
+        "settings": stored_settings(agent_class(config["agent"]), config["settings"], origin),
         "env_kwargs": json.dumps(config["env_kwargs"]),
         "out": None if config["out"] is None else Path(config["out"]),
         "resume": folder,
     }
     return Arguments(**{**same, **changed})
-
-
-def _bare(env: str) -> str:
-    return env.removeprefix("llm_envs:").removeprefix("llm_envs/")
 
 
 def _peek(argv: Sequence[str], flag: str, default: str) -> str:
@@ -214,29 +203,31 @@ def prepare(a: Arguments[Any], console: Console, held: contextlib.ExitStack, wor
 
 
 def _fresh(a: Arguments[Any], console: Console, held: contextlib.ExitStack, world: World) -> Run:
-    if _bare(a.env) not in llm_envs.registered_ids():
-        known = llm_envs.registered_ids()
+    known = llm_envs.registered_ids()
+    if bare_id(a.env) not in known or a.env.rpartition(":")[0] not in ("", "llm_envs"):
         raise ValueError(
-            f"There is no environment {a.env!r}.{did_you_mean(a.env, known)} "
+            f"There is no environment {a.env!r}.{did_you_mean(bare_id(a.env), known)} "
             f"There are: {', '.join(known)}."
         )
     # The number of threads changes rounding, so a resumed run has to have the same one.
     threads = a.settings.threads or torch.get_num_threads()
     a = dataclasses.replace(a, settings=dataclasses.replace(a.settings, threads=threads))
     config = _as_config(a) | {"version": llm_envs.__version__, "processes": world.size}
-    name = f"{_bare(a.env)}-{a.agent}-seed{a.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    _refuse_scoring_what_is_trained_on(config)
+    name = f"{config['env']}-{a.agent}-seed{a.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = world.of_main(a.out or Path("runs") / name)
     tracker = _tracker(a, folder, config, console, world, state=None)
     if not world.is_main:
         return Run(_begin(config, world), folder, config, tracker)
-    if (folder / "config.json").exists():
-        raise ValueError(f"{folder} holds a run already. Continue it with --resume, or rename it.")
     # A run that is killed before its first checkpoint begins again under the same W&B id.
     config["wandb_id"] = tracker.state()["wandb_id"]
-    new = not folder.exists()
+    new = runs.make(folder)
+    # Nothing is looked at, and nothing taken away, before other processes are kept off.
+    held.enter_context(runs.locked(folder))
+    if (folder / "config.json").exists():
+        raise ValueError(f"{folder} holds a run already. Continue it with --resume, or rename it.")
     try:
         runs.prepare(folder, needed_bytes=200 * 2**20)
-        held.enter_context(runs.locked(folder))
         agent = _begin(config, world)
         # Two checkpoints with moments, and copies while they are written.
         runs.prepare(folder, needed_bytes=10 * agent.parameters_bytes)
@@ -253,10 +244,12 @@ def _fresh(a: Arguments[Any], console: Console, held: contextlib.ExitStack, worl
 def _resumed(
     a: Arguments[Any], folder: Path, console: Console, held: contextlib.ExitStack, world: World
 ) -> Run:
-    config = runs.read_config(folder)
     if world.is_main:
+        runs.read_config(folder)  # it is a run, so that there is something to lock
         held.enter_context(runs.locked(folder))
-    _refuse_changes(_as_config(a), config, folder)
+    begun = dataclasses.replace(_arguments_of(folder), resume=None)
+    config, given = runs.read_config(folder) | _as_config(begun), _as_config(a)
+    _refuse_changes(given, config, folder)
     if (processes := config.get("processes", 1)) != world.size:
         raise ValueError(
             f"{folder} was begun with {processes} process{'es' * (processes > 1)}, and there "
@@ -268,7 +261,7 @@ def _resumed(
         runs.prepare(folder, needed_bytes=200 * 2**20)
     last = folder / "checkpoints" / "last"
     state: dict[str, Any]
-    if _has_checkpoint(last):
+    if has_checkpoint(last):
         try:
             agent = agent_class(a.agent).load(last, device=world.device, world=world)
             stored = json.loads((checkpoint_folder(last) / "state.json").read_text())
@@ -282,13 +275,13 @@ def _resumed(
     else:  # killed before the first checkpoint: begin again, in the same folder
         agent = _begin(config, world)
         state = {"wandb_id": config.get("wandb_id")}
-    if a.steps != config["steps"]:
-        if a.steps < agent.env_steps:
-            raise ValueError(
-                f"--steps is {a.steps}, and {folder} has taken {agent.env_steps} steps already. "
-                "They are counted from the beginning of the run: give more, or leave it out."
-            )
-        config["steps"] = a.steps
+    if a.steps != config["steps"] and a.steps < agent.env_steps:
+        raise ValueError(
+            f"--steps is {a.steps}, and {folder} has taken {agent.env_steps} steps already. "
+            "They are counted from the beginning of the run: give more, or leave it out."
+        )
+    if any(given[name] != config[name] for name in ("steps", "device")):
+        config |= {name: given[name] for name in ("steps", "device")}
         if world.is_main:
             runs.write_json(folder / "config.json", config)
     return Run(agent, folder, config, _tracker(a, folder, config, console, world, state=state))
@@ -322,9 +315,9 @@ def _tracker(
         folder,
         backends=backends if world.is_main else (),
         config=config,
-        env_id=a.env,
+        env_id=config["env"],
         agent=a.agent,
-        name=f"{a.agent}-{a.env}-seed{a.seed}",
+        name=f"{a.agent}-{config['env']}-seed{a.seed}",
         state=state,
         progress=world.is_main and not a.quiet,
         total_steps=a.steps,
@@ -351,20 +344,21 @@ def _as_config(a: Arguments[Any]) -> dict[str, Any]:
             "--env-kwargs holds num_envs; how many episodes are played side by side is --prompts "
             "times --group-size."
         )
-    config = dataclasses.asdict(a) | {"env_kwargs": env_kwargs}
+    config = dataclasses.asdict(a) | {"env": bare_id(a.env), "env_kwargs": env_kwargs}
+    if a.policy != "tiny" and Path(a.policy).is_dir():  # to be found from any working directory
+        config["policy"] = str(Path(a.policy).resolve())
     return json.loads(json.dumps(config, default=str))  # type: ignore[no-any-return]
 
 
 def _refuse_changes(given: dict[str, Any], config: dict[str, Any], folder: Path) -> None:
     """Refuse an argument that a run was not begun with: it would no longer be that run."""
-    settings, old_settings = given.pop("settings"), config["settings"]
-    for name, value in {**given, **settings}.items():
-        old = old_settings[name] if name in settings else config.get(name, value)
-        if value != old and name not in _ANEW:
+    new, old = ({**held, **held["settings"]} for held in (given, config))
+    for name in new:
+        if new[name] != old[name] and name not in ("settings", *_ANEW):
             raise ValueError(
-                f"{folder} was begun with {_shown(name, old)}, and {_shown(name, value)} was "
-                "given. A resumed run keeps its arguments, except --steps, --samples and --quiet. "
-                "Leave it out, or begin a new run without --resume."
+                f"{folder} was begun with {_shown(name, old[name])}, and {_shown(name, new[name])} "
+                "was given. A resumed run keeps its arguments, except --steps, --samples, --quiet "
+                "and --device. Leave it out, or begin a new run without --resume."
             )
 
 
@@ -372,19 +366,22 @@ def _shown(name: str, value: Any) -> str:
     return f"--{name.replace('_', '-')} {value if isinstance(value, str) else json.dumps(value)}"
 
 
+def _refuse_scoring_what_is_trained_on(config: dict[str, Any]) -> None:
+    if config["env_kwargs"].get("split") != "all":
+        return
+    if config["settings"]["eval_every"] or config["report"] != "none":
+        raise ValueError(
+            "--env-kwargs holds the split 'all', so the validation and test splits are trained on, "
+            "and their scores would say nothing of new data. Leave the split out, or score "
+            "nothing: --eval-every 0 --report none."
+        )
+
+
 def _check_splits(agent: Agent[Any], config: dict[str, Any]) -> None:
     """Open the splits that will be scored: a data set without them is to be refused now."""
     wanted = {"validation"} if agent.config.eval_every else set()
     for split in sorted((wanted | {config["report"]}) - {"none"}):
         gym.make_vec(agent.env_id, num_envs=1, **{**agent.env_kwargs, "split": split}).close()
-
-
-def _has_checkpoint(folder: Path) -> bool:
-    try:
-        checkpoint_folder(folder)
-    except ValueError:
-        return False
-    return True
 
 
 # --- training ------------------------------------------------------------------------------------
@@ -439,7 +436,15 @@ def train(run: Run, console: Console, *, samples: int = 3) -> None:
                 if agent.stop_requested:
                     console.print(f"Stopped and saved after {agent.env_steps:,} steps.")
                 elif config["report"] != "none":
-                    _report(agent, folder, config, tracker, console, samples=samples)
+                    report(
+                        agent,
+                        lambda: _begin(config, World(device=agent.device)),
+                        folder,
+                        split=config["report"],
+                        tracker=tracker,
+                        console=console,
+                        samples=samples,
+                    )
         except KeyboardInterrupt:
             agent.stop_requested = True
             console.print(f"Stopped before the {config['report']} split was scored.")
@@ -515,85 +520,6 @@ def _resume_command(folder: Path, processes: int) -> str:
         nodes = ["--nnodes", str(processes // here)] if here < processes else []
         launch = ["-m", "torch.distributed.run", *nodes, "--nproc-per-node", str(here)]
     return shlex.join([str(python), *launch, "-m", "agents.train", "--resume", str(folder)])
-
-
-def _report(
-    agent: Agent[Any],
-    folder: Path,
-    config: dict[str, Any],
-    tracker: Tracker,
-    console: Console,
-    *,
-    samples: int,
-) -> None:
-    """Score the initial policy and the chosen checkpoint on the same episodes; write and show."""
-    split = config["report"]
-    console.print(f"Scoring the policy on the {split} split, before and after …")
-    before = _begin(config, World(device=agent.device)).evaluate(split)
-    best = folder / "checkpoints" / "best"
-    validated = _has_checkpoint(best)
-    chosen = type(agent).load(best, device=agent.device) if validated else agent
-    after = chosen.evaluate(split)
-    gain, low, high = after.gain_over(before)
-    result = {
-        "env": agent.env_id,
-        "agent": agent.name,
-        "policy": agent.policy_name,
-        "seed": agent.seed,
-        "env_steps": agent.env_steps,
-        "chosen_at": chosen.env_steps,
-        "before": before.summary(),
-        "after": after.summary(),
-        "gain": {"score": gain, "ci95": [low, high]},
-    }
-    runs.write_json(folder / "result.json", result)
-    tracker.transcripts(
-        [{**t, "when": w} for w, e in (("before", before), ("after", after)) for t in e.transcripts]
-    )
-    tracker.summary(result)
-    _show_samples(before, after, console, samples)
-    table = Table(title=f"{agent.env_id}, {split} split, {len(after.ids)} episodes, greedy")
-    for column in ("", "before", "after"):
-        table.add_column(column)
-    table.add_row("score [95 % interval]", _bounds(before), _bounds(after))
-    labels = {"contains": "holds a right answer (not rewarded)"}
-    for name in after.parts:
-        label = labels.get(name, name)
-        table.add_row(label, f"{before.part(name):.3f}", f"{after.part(name):.3f}")
-    console.print(table)
-    console.print(
-        f"Paired gain: [bold]{gain:+.3f}[/] [{low:+.3f}, {high:+.3f}]; "
-        f"{'validation chose' if validated else 'without validation it is'} the checkpoint at "
-        f"{chosen.env_steps:,} steps."
-    )
-    console.print(f"Written to {escape(str(folder))}:", soft_wrap=True)
-    chosen_by = {"checkpoints/best": " (chosen by validation)"}
-    for name in (
-        "config.json metrics.jsonl result.json transcripts.jsonl curve.png checkpoints/best "
-        "checkpoints/last wandb"
-    ).split():
-        if (folder / name).exists():
-            console.print(f"  {name}{chosen_by.get(name, '')}", highlight=False)
-
-
-def _bounds(e: Evaluation) -> str:
-    low, high = e.ci95
-    return f"{e.score:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def _show_samples(before: Evaluation, after: Evaluation, console: Console, count: int) -> None:
-    pairs = list(zip(before.transcripts, after.transcripts, strict=True))
-    starts = [i for i, (old, _) in enumerate(pairs) if old["turn"] == 0]
-    ends = [*starts[1:], len(pairs)]
-    for k in range(0, len(starts), max(1, len(starts) // max(1, count)))[:count]:
-        console.print(f"\n[bold]{escape(pairs[starts[k]][0]['example_id'])}[/]")
-        for old, new in pairs[starts[k] : ends[k]]:
-            question = printable(new["question"])
-            console.print(f"  [cyan]user[/]   {escape(question)}", highlight=False)
-            for label, shown in (("before", old), ("after ", new)):
-                score = "-" if shown["score"] is None else f"{shown['score']:.2f}"
-                answer = escape(printable(shown["answer"]))
-                console.print(f"  [yellow]{label}[/] {answer}  [bold]{score}[/]", highlight=False)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -16,8 +16,9 @@ import tyro
 from rich.console import Console
 from scipy import stats
 
-from agents.registry import AGENTS, agents_for
+from agents.registry import AGENTS, agent_class, agents_for
 from benchmarks.experiment import Run, complete, finished, result
+from llm_envs.datasets.splits import did_you_mean
 
 STEPS = {"DialogueQA-v0": 3072, "Summarization-v0": 1024, "RecommendationClicks-v0": 1024}
 CHOOSING = ("RecommendationClicks-v0",)
@@ -39,6 +40,16 @@ class Arguments:
     """Runs at a time, each with one thread."""
     only_show: bool = False
     """Run nothing; print what there is."""
+
+    def __post_init__(self) -> None:
+        for agent in self.agents:
+            agent_class(agent)  # refuses a name that is none
+        for env in self.envs:
+            if env not in STEPS:
+                raise ValueError(
+                    f"There is no comparison on {env!r}.{did_you_mean(env, STEPS)} "
+                    f"There are: {', '.join(STEPS)}."
+                )
 
 
 def runs_of(env: str, agent: str, a: Arguments) -> list[Run]:

@@ -14,7 +14,8 @@ from typing import Any
 
 from rich.progress import Progress
 
-from agents.runs import read_metrics
+from agents.base import checkpoint_folder
+from agents.runs import read_config, read_metrics
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,10 @@ def complete(runs: Sequence[Run], out: Path, *, workers: int, report: str) -> li
 
     Returns:
         The folder of each run. One that failed has no ``done`` file; the others go on.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, which the terminal tells the runs under way too: they save and
+            stop. Those in the queue are not begun.
     """
     out.mkdir(parents=True, exist_ok=True)
     # Growing tensors cost page faults where memory goes back to the system each time.
@@ -78,12 +83,12 @@ def complete(runs: Sequence[Run], out: Path, *, workers: int, report: str) -> li
 
     def make(run: Run) -> Path:
         folder = out / run.name
-        if not (folder / "done").exists():
+        if not finished(folder):
             with (out / f"{run.name}.log").open("a") as log:
                 ended = subprocess.run(
                     run.command(folder, report), stdout=log, stderr=log, env=environment
                 )
-            if ended.returncode == 0:
+            if ended.returncode == 0 and whole(folder):  # it is 0 after Ctrl-C, too
                 (folder / "done").touch()
         return folder
 
@@ -92,12 +97,28 @@ def complete(runs: Sequence[Run], out: Path, *, workers: int, report: str) -> li
         futures = [pool.submit(make, run) for run in runs]
         for future in futures:
             future.add_done_callback(lambda _: progress.advance(task))
-        return [future.result() for future in futures]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def finished(folder: Path) -> bool:
-    """Whether the run in a folder came to its end."""
-    return (folder / "done").exists()
+    """Whether the run in a folder came to its end, and what it left behind is there."""
+    return (folder / "done").exists() and whole(folder)
+
+
+def whole(folder: Path) -> bool:
+    """Whether a run has taken all its steps, and has its result if it was to be scored."""
+    try:
+        config = read_config(folder)
+        last = checkpoint_folder(folder / "checkpoints" / "last")
+        taken = json.loads((last / "state.json").read_text())["env_steps"]
+        scored = config["report"] == "none" or "after" in result(folder)
+    except (OSError, ValueError, KeyError):
+        return False
+    return bool(scored and taken >= config["steps"])
 
 
 def result(folder: Path) -> dict[str, Any]:

@@ -10,19 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gymnasium.envs.registration import registry
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
-from transformers import PreTrainedTokenizerFast as FastTokenizer
 
-import llm_envs
 from agents import CandidatePolicy, CausalLMPolicy, objectives
 from agents.registry import AGENTS, agent_class
 from agents.rollout import Rollout
-from llm_envs.core import registration
 from llm_envs.core.task import ChoosingTask, Episode, Outcome, WritingTask
+from three_tokens import END, A, B, make_tokenizer, registered
 
-END, A, B, OTHER = range(4)
+OTHER = 3
 CONTEXT = 32
 
 
@@ -92,21 +88,11 @@ class Offer(ChoosingTask[Given]):
 
 @pytest.fixture(scope="module", autouse=True)
 def _tasks() -> Iterator[None]:
-    before, threads = list(registration._IDS), torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for name, task in (("Echo-v9", Echo), ("Offer-v9", Offer)):
-        llm_envs.register(name, task)
-    yield
+    with registered({"Echo-v9": Echo, "Offer-v9": Offer}):
+        yield
     torch.set_num_threads(threads)
-    for name in set(registration._IDS) - set(before):
-        del registry[name], registry[f"llm_envs/{name}"]
-    registration._IDS[:] = before
-
-
-def make_tokenizer() -> Any:
-    raw = Tokenizer(models.WordLevel({"<end>": END, "a": A, "b": B, "?": OTHER}, unk_token="?"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    return FastTokenizer(tokenizer_object=raw, eos_token="<end>", pad_token="<end>")
 
 
 def make_agent(name: str, env: str = "Echo-v9", says: int | None = None, **settings: Any) -> Any:

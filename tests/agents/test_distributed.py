@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import os
 import re
 import shlex
@@ -16,15 +17,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+import three_tokens
 from agents import (
     PPO,
     RLOO,
@@ -34,6 +37,7 @@ from agents import (
     Reinforce,
     Supervised,
     distributed,
+    replay,
     train,
 )
 from agents.baselines import Random
@@ -43,7 +47,12 @@ from agents.policies.models import TINY
 from agents.policy_agent import PolicyAgent
 from agents.registry import AGENTS, agent_class
 from agents.rollout import Rollout, merge
+from llm_envs.core.task import Outcome
+from runs import assert_same, outcome
+from three_tokens import Identity
 
+TESTS = Path(__file__).parents[1]
+IMPORTED = (str(TESTS.parent), str(TESTS / "helpers"))
 WRITING, CHOOSING = "DialogueQA-v0", "RecommendationClicks-v0"
 
 
@@ -284,7 +293,7 @@ def torchrun(*argv: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     """The environment of new processes, which import the packages beside these tests."""
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(IMPORTED)}
 
 
 @pytest.mark.parametrize(
@@ -367,6 +376,73 @@ def test_a_process_that_is_gone_is_noticed() -> None:
     assert world.lost() == [1]
 
 
+def in_two_threads(monkeypatch: pytest.MonkeyPatch, learn: Any) -> list[str]:
+    """Have two ranks learn, each in a thread, and return what each of them says in the end."""
+    mine, both, sent = threading.local(), threading.Barrier(2, timeout=20), [[], []]
+
+    def gather_object(items: list[Any]) -> list[Any]:
+        sent[mine.rank] = items
+        both.wait()
+        found = [*sent[0], *sent[1]]
+        both.wait()
+        return found
+
+    def run(rank: int) -> str:
+        mine.rank = rank
+        try:
+            learn(World(rank, 2))
+        except FloatingPointError as error:
+            return str(error)
+        except threading.BrokenBarrierError:
+            return "waited in vain"
+        return "nothing"
+
+    monkeypatch.setattr("accelerate.utils.gather_object", gather_object)
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(run, range(2)))
+
+
+class Spoilt(Identity):
+    """Its validation scores are no numbers."""
+
+    def __init__(self, split: str = "train") -> None:
+        super().__init__(split)
+        self.score_of = math.nan if split == "validation" else 1.0
+
+    def score_answers(self, answers: Any, references: Any) -> list[Outcome]:
+        return [Outcome(self.score_of) for _ in answers]
+
+
+@pytest.mark.parametrize("cause", ["a validation score", "a model of rank 1"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_one_process_fails_at_all_of_them_tell(
+    cause: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not kept:
+        (tmp_path / "failed.new").write_text("in the way")
+    validates = cause == "a validation score"
+
+    def learn(world: World) -> None:
+        agent = three_tokens.make_agent("Spoilt-v9", world=world, eval_every=int(validates))
+        if not validates and world.rank == 1:
+            next(agent.policy.model.parameters()).data[:] = math.nan
+        agent.learn(64, folder=tmp_path)
+
+    with three_tokens.registered({"Spoilt-v9": Spoilt}):
+        one, other = in_two_threads(monkeypatch, learn)
+        assert one == other
+        assert "is nan at turn 0" in one if validates else "probabilities are not finite" in one
+        if not kept:
+            assert "could not be kept" in one
+            assert "failed.new" in one
+            return
+        assert f"{tmp_path}/failed" in one
+        agent, batch = replay.failed_update(tmp_path / "failed", device="cpu")
+        assert batch is None
+        assert agent.iteration == agent.env_steps == 0
+        json.loads((tmp_path / "failed" / "agent" / "state.json").read_text())
+
+
 # --- whole runs ----------------------------------------------------------------------------------
 
 RUN = shlex.split(
@@ -378,17 +454,6 @@ RUN = shlex.split(
 
 def arguments(data: str, folder: Path, *more: str) -> list[str]:
     return [*RUN, "--env-kwargs", json.dumps({"dataset": data}), "--out", str(folder), *more]
-
-
-def outcome(folder: Path) -> dict[str, Any]:
-    """All that a run comes to, without what the clock decides."""
-    lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
-    rows = [{k: v for k, v in json.loads(r).items() if k[:5] != "perf/"} for r in lines]
-    found: dict[str, Any] = {"metrics": rows, "result": (folder / "result.json").read_text()}
-    for file in sorted((folder / "checkpoints").rglob("*.safetensors")):
-        for name, tensor in load_file(file).items():
-            found[f"{file.relative_to(folder)}/{name}"] = tensor.tolist()
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -495,7 +560,7 @@ def test_p24_an_interrupted_run_says_so_and_goes_on_bit_for_bit(
         shlex.split(command), env=environment(), capture_output=True, text=True, timeout=300
     )
     assert ended.returncode == 0, ended.stderr[-6000:]
-    assert outcome(folder) == outcome(wholes[strategy])
+    assert_same(outcome(folder), outcome(wholes[strategy]))
 
 
 @pytest.mark.slow

@@ -252,6 +252,13 @@ def test_env_kwargs_reach_the_environment(doubling: str) -> None:
     assert len(found.ids) == len(found.transcripts) == 3
 
 
+def test_the_split_that_is_asked_for_is_played(doubling: str) -> None:
+    found = evaluate(
+        lambda: Scripted(double), doubling, split="test", env_kwargs={"split": "train"}
+    )
+    assert found.ids[0] == "test/0"
+
+
 def test_an_episode_scores_the_mean_of_its_scored_steps(doubling: str) -> None:
     def searcher(observation: str, turn: int) -> str:
         return "search" if turn == 0 else double(observation, turn) if turn == 1 else "?"

@@ -9,7 +9,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,12 @@ import numpy as np
 import pytest
 import stable_baselines3
 import torch
-from gymnasium.envs.registration import registry
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import DummyVecEnv
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    GraniteConfig,
-    GraniteForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import GraniteConfig, GraniteForCausalLM
 
-import llm_envs
+import three_tokens
 from agents import CausalLMPolicy, train
 from agents.policies.lora import Lora, add_adapter
 from agents.policies.models import TINY, load_model
@@ -41,56 +30,9 @@ from agents.policies.sb3_causal_lm import CausalLMActorCriticPolicy, longest_row
 from agents.registry import agent_class
 from agents.sampling import SamplingConfig
 from agents.sb3 import SB3A2C, SB3DQN, SB3PPO
-from llm_envs.core import registration
-from llm_envs.core.task import ChoosingTask, Episode, Outcome, WritingTask
+from llm_envs.core.task import ChoosingTask, Episode, Outcome
 from llm_envs.wrappers import NumericView, TokenView
-
-END, A, B = 0, 1, 2
-CONTEXT = 64
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is asked for, turn by turn."""
-
-    id: str
-    letters: str
-
-    @property
-    def unit(self) -> str:
-        return self.id
-
-
-class Identity(WritingTask[Wanted]):
-    """Say the letter that the user says; an episode of two letters has two turns."""
-
-    def __init__(self, split: str = "train", letters: tuple[str, ...] = ("a", "b")) -> None:
-        super().__init__()
-        self.examples = tuple(Wanted(f"{split} {w}", w) for w in letters)
-
-    def turns(self, example: Wanted) -> int:
-        return len(example.letters)
-
-    def ask(self, example: Wanted, turn: int) -> str:
-        return example.letters[turn]
-
-    def answers(self, example: Wanted, turn: int) -> tuple[str, ...]:
-        return (example.letters[turn],)
-
-    def score_answers(
-        self, answers: Sequence[str], references: Sequence[tuple[str, ...]]
-    ) -> list[Outcome]:
-        return [Outcome(float(a in r)) for a, r in zip(answers, references, strict=True)]
-
-
-class Bandit(Identity):
-    """The prompt says nothing; "b" is right."""
-
-    def __init__(self, split: str = "train") -> None:
-        super().__init__(split, ("b",))
-
-    def ask(self, example: Wanted, turn: int) -> str:
-        return "?"
+from three_tokens import CONTEXT, END, B, Bandit, Identity, Wanted, make_tokenizer, registered
 
 
 class Broken(Bandit):
@@ -141,40 +83,35 @@ class Pick(ChoosingTask[Wanted]):
         )
 
 
+TASKS = {"Identity-v8": Identity, "Bandit-v8": Bandit, "Broken-v8": Broken, "Pick-v8": Pick}
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _tasks() -> Iterator[None]:
-    before, threads = list(registration._IDS), torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for name, task in {"Identity": Identity, "Bandit": Bandit, "Broken": Broken}.items():
-        llm_envs.register(f"{name}-v8", task)
-    llm_envs.register("Pick-v8", Pick)
-    yield
+    with registered(TASKS):
+        yield
     torch.set_num_threads(threads)
-    for name in set(registration._IDS) - set(before):
-        del registry[name], registry[f"llm_envs/{name}"]
-    registration._IDS[:] = before
-
-
-def make_tokenizer() -> Any:
-    """One token a letter; the words of the layout are letters too, of one kind."""
-    raw = Tokenizer(models.WordLevel({"<end>": END, "a": A, "b": B, "?": 3}, unk_token="?"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>", pad_token="<end>")
 
 
 def make_model(family: str = "llama", seed: int = 0, dropout: float = 0.0) -> Any:
+    if family != "granite":
+        return three_tokens.make_model(family, seed=seed, dropout=dropout)
     torch.manual_seed(seed)
-    common: dict[str, Any] = {"vocab_size": 4, "bos_token_id": END, "eos_token_id": END}
-    if family == "gpt2":
-        drops: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
-        shape = {"n_positions": CONTEXT, "n_embd": 16, "n_layer": 2, "n_head": 2}
-        return GPT2LMHeadModel(GPT2Config(**common, **shape, **drops, initializer_range=0.4))  # type: ignore[arg-type]
-    common |= {"hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": CONTEXT}
-    common |= dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), 2)
-    common |= {"attention_dropout": dropout, "initializer_range": 0.25}
-    if family == "granite":  # its logits are not its head's, but scaled
-        return GraniteForCausalLM(GraniteConfig(**common, logits_scaling=2.0))
-    return LlamaForCausalLM(LlamaConfig(**common))
+    shape = {"hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": CONTEXT}
+    shape |= dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), 2)
+    return GraniteForCausalLM(  # its logits are not its head's, but scaled
+        GraniteConfig(
+            **shape,  # type: ignore[arg-type]
+            vocab_size=4,
+            bos_token_id=END,
+            eos_token_id=END,
+            attention_dropout=dropout,
+            initializer_range=0.25,
+            logits_scaling=2.0,
+        )
+    )
 
 
 def chatting() -> CausalLMPolicy:
@@ -735,3 +672,27 @@ def test_the_train_command_teaches_to_choose() -> None:
         agent: Any = cls(cls.default_policy, "RecommendationClicks-v0", seed=1, eval_every=0)
         agent.learn(4096)
         assert agent.evaluate("validation").score > 0.64
+
+
+def test_each_reward_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = make_agent("sb3-a2c", "Bandit-v8", n_steps=32)
+    checked: list[int] = []
+    original = SB3A2C.check_rewards
+
+    def noted(self: Any, rewards: Sequence[float], first: int = 0) -> None:
+        checked.extend(range(first, first + len(rewards)))
+        original(self, rewards, first)
+
+    monkeypatch.setattr(SB3A2C, "check_rewards", noted)
+    agent.iterate()
+    assert agent.env_steps > 4, "the test needs answers to more than one step"
+    assert checked == list(range(agent.env_steps))
+
+
+def test_a_checkpoint_keeps_the_precision_of_the_language_model(tmp_path: Path) -> None:
+    policy = CausalLMPolicy(make_model().bfloat16(), make_tokenizer())
+    agent = SB3A2C(policy, "Bandit-v8", n_envs=2, n_steps=4, max_new_tokens=3, eval_every=0)
+    agent.save(tmp_path / "last")
+    found: Any = SB3A2C.load(tmp_path / "last", device="cpu")
+    assert found.writer.model.dtype == torch.bfloat16
+    assert_same(weights(found), weights(agent))

@@ -18,60 +18,37 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from gymnasium.envs.registration import registry
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
-from transformers import PreTrainedTokenizerFast as FastTokenizer
 
-import agents
 import llm_envs
 from agents import PPO, CandidatePolicy, CausalLMPolicy, Reinforce, replay, runs, train
+from agents.base import _content
 from agents.batches import read_batch, write_batch
 from agents.registry import AGENTS, agent_class
 from agents.rollout import collect, play
-from llm_envs.core import registration
-from llm_envs.core.task import ChoosingTask, Episode, Outcome, WritingTask
+from llm_envs.core.task import ChoosingTask, Episode, Outcome
+from runs import rows_in, timeless_rows_in
+from three_tokens import Identity, Wanted, make_tokenizer, parameters, registered
 
 # --- tasks, models, agents -----------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Wanted:
-    id: str
-    letters: str
-
-    @property
-    def unit(self) -> str:
-        return self.id
-
-
-class Letters(WritingTask[Wanted]):
+class Letters(Identity):
     """Say the letters that the user says, one a turn; "n" is scored with no number."""
 
     wrong = math.nan
 
     def __init__(self, split: str = "train", letters: tuple[str, ...] = ("a", "b")) -> None:
-        super().__init__()
-        shown = letters if split == "train" else [word for word in letters if word != "n"]
-        self.examples = tuple(Wanted(f"{split} {word}", word) for word in shown)
-
-    def turns(self, example: Wanted) -> int:
-        return len(example.letters)
-
-    def ask(self, example: Wanted, turn: int) -> str:
-        return example.letters[turn]
-
-    def answers(self, example: Wanted, turn: int) -> tuple[str, ...]:
-        return (example.letters[turn],)
+        shown = letters if split == "train" else tuple(word for word in letters if word != "n")
+        super().__init__(split, shown)
 
     def score_answers(
         self, answers: Sequence[str], references: Sequence[tuple[str, ...]]
@@ -122,23 +99,11 @@ class Pick(ChoosingTask[Wanted]):
 TASKS = {"Letters-v9": Letters, "Endless-v9": Endless, "Pick-v9": Pick}
 
 
-@contextlib.contextmanager
-def registered(**tasks: Any) -> Iterator[None]:
-    """Register tasks for a while; ``_`` in a name stands for ``-``."""
-    before = list(registration._IDS)
-    for name, task in tasks.items():
-        llm_envs.register(name.replace("_", "-"), task)
-    yield
-    for name in set(registration._IDS) - set(before):
-        del registry[name], registry[f"llm_envs/{name}"]
-    registration._IDS[:] = before
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _tasks() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with registered(**TASKS):
+    with registered(TASKS):
         yield
     torch.set_num_threads(threads)
 
@@ -147,12 +112,6 @@ def _tasks() -> Iterator[None]:
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of new processes
     monkeypatch.chdir(tmp_path)
-
-
-def make_tokenizer() -> Any:
-    raw = Tokenizer(models.WordLevel({"<end>": 0, "a": 1, "b": 2, "?": 3}, unk_token="?"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    return FastTokenizer(tokenizer_object=raw, eos_token="<end>", pad_token="<end>")
 
 
 def make_model(family: str = "llama", width: int = 16) -> Any:
@@ -187,10 +146,6 @@ def make_agent(name: str = "reinforce", env: str = "Letters-v9", **settings: Any
     return cls(made, env, **{**small, "checkpoint_every": 1, "eval_every": 0, **settings})
 
 
-def weights(agent: Any) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in agent.policy.model.parameters()])
-
-
 def everything(folder: Path) -> dict[str, str]:
     """The digest of each file, without what is allowed to differ between two runs."""
     return {
@@ -202,6 +157,8 @@ def everything(folder: Path) -> dict[str, str]:
 
 # --- commands in processes of their own ----------------------------------------------------------
 
+ROOT = Path(__file__).parents[2]
+IMPORTED = (str(ROOT), str(ROOT / "tests" / "helpers"))
 WORKER = f"""
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location("test_state", {__file__!r})
@@ -221,7 +178,7 @@ def process(script: str, *argv: str) -> subprocess.CompletedProcess[str]:
         text=True,
         stdin=subprocess.DEVNULL,
         timeout=900,
-        env={**os.environ, "PYTHONPATH": str(Path(agents.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(IMPORTED)},
     )
 
 
@@ -297,9 +254,9 @@ def test_p24_a_crash_at_any_system_call_of_save_leaves_a_whole_checkpoint(
         agent.save(folder)
         if "moved" in left:
             folder.rename(folder.with_name("last.old"))
-    before, expected = agent.env_steps, {agent.env_steps: weights(agent)}
+    before, expected = agent.env_steps, {agent.env_steps: parameters(agent)}
     agent.learn(16)
-    expected[16] = weights(agent)
+    expected[16] = parameters(agent)
     found = snapshots(folder.parent, tmp_path / "kept", lambda: agent.save(folder))
     assert len(found) > 20, "the calls were not seen"
     agent.learn(24)
@@ -312,7 +269,7 @@ def test_p24_a_crash_at_any_system_call_of_save_leaves_a_whole_checkpoint(
             assert left == "nothing", crashed
         else:
             steps.append(restored.env_steps)
-            assert torch.equal(weights(restored), expected[restored.env_steps])
+            assert torch.equal(parameters(restored), expected[restored.env_steps])
         agent.save(crashed / "last")  # and it is no obstacle to the next one
         assert PPO.load(crashed / "last", device="cpu").env_steps == 24
         assert [p.name for p in crashed.iterdir()] == ["last"]
@@ -348,7 +305,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_takes_its_place(
 def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_old_one(tmp_path: Path) -> None:
     agent = make_agent()
     agent.save(tmp_path / "last")
-    first = weights(agent)
+    first = parameters(agent)
     agent.learn(4)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
@@ -357,11 +314,7 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_old_one(tmp_path:
             agent.save(tmp_path / "last")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert torch.equal(weights(Reinforce.load(tmp_path / "last", device="cpu")), first)
-
-
-def rows_in(run: Path) -> list[dict[str, Any]]:
-    return runs.read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
+    assert torch.equal(parameters(Reinforce.load(tmp_path / "last", device="cpu")), first)
 
 
 def kill_at_random(argv: list[str], run: str, kept: str, count: int) -> None:
@@ -414,12 +367,8 @@ def test_p24_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(
         for held in (mine, its):
             del held["state.json"]  # the id of the W&B run is in it
         assert mine == its
-    timeless = [
-        [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in rows_in(folder)]
-        for folder in (run, whole)
-    ]
-    assert timeless[0] == timeless[1]
-    assert timeless[0][-1]["env_steps"] == 64 * kills
+    assert timeless_rows_in(run) == timeless_rows_in(whole)
+    assert rows_in(run)[-1]["env_steps"] == 64 * kills
 
 
 def test_two_processes_cannot_train_in_one_folder(
@@ -466,6 +415,37 @@ def test_a_run_that_begins_is_locked_too(
         pass
 
 
+@pytest.mark.parametrize("other", ["has just begun", "has ended"])
+def test_a_folder_that_another_process_took_meanwhile_is_left_to_it(
+    other: str,
+    tmp_path: Path,
+    command: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = tmp_path / "run"
+    original = runs.locked
+
+    with contextlib.ExitStack() as held:
+
+        def locked(folder: Path) -> Any:
+            """Have the other process come first."""
+            if other == "has just begun":
+                held.enter_context(original(folder))
+            else:
+                (folder / "config.json").write_text("{}")
+            return original(folder)
+
+        monkeypatch.setattr(runs, "locked", locked)
+        said = told(capsys, *command, "--out", str(run))
+    if other == "has just begun":
+        assert "Another process is training in the run folder" in said
+        assert run.is_dir()
+    else:
+        assert f"{run} holds a run already" in said
+        assert everything(run).keys() == {"config.json"}
+
+
 # --- what may be loaded --------------------------------------------------------------------------
 
 PLAYABLE = [
@@ -497,24 +477,32 @@ def test_no_checkpoint_holds_or_loads_pickled_code(
     found: Any = agent_class(name).load(last, device="cpu")
     assert (found.iteration, found.env_steps) == (agent.iteration, agent.env_steps) != (0, 0)
     if hasattr(agent, "policy"):
-        assert torch.equal(weights(found), weights(agent))
+        assert torch.equal(parameters(found), parameters(agent))
 
 
 def test_code_that_was_put_into_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    witness = tmp_path / "hacked"
+
     class Exploit:
         def __reduce__(self) -> Any:
-            return Path.touch, (tmp_path / "hacked",)
+            return Path.touch, (witness,)
 
     make_agent().save(tmp_path / "last")
     (tmp_path / "last" / "policy" / "model.safetensors").unlink()
-    code = pickle.dumps({"weight": Exploit()})
-    (tmp_path / "last" / "policy" / "pytorch_model.bin").write_bytes(code)
-    with pytest.raises(Exception, match=r"(?s).+"):
-        Reinforce.load(tmp_path / "last", device="cpu")
-    torch.save({"weight": Exploit()}, tmp_path / "last" / "policy" / "pytorch_model.bin")
-    with pytest.raises(Exception, match=r"(?s).+"):
-        Reinforce.load(tmp_path / "last", device="cpu")
-    assert not (tmp_path / "hacked").exists()
+    file = tmp_path / "last" / "policy" / "pytorch_model.bin"
+    file.write_bytes(pickle.dumps({"weight": Exploit()}))
+    for _ in range(2):
+        with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+            Reinforce.load(tmp_path / "last", device="cpu")
+        assert not witness.exists()
+        torch.save({"weight": Exploit()}, file)
+    torch.load(file, weights_only=False)  # else this proves nothing
+    assert witness.exists()
+    witness.unlink()
+    file.write_bytes(pickle.dumps({"weight": Exploit()}))
+    with file.open("rb") as opened:
+        pickle.load(opened)
+    assert witness.exists()
 
 
 def test_p24_a_checkpoint_of_another_agent_is_refused(tmp_path: Path) -> None:
@@ -524,10 +512,10 @@ def test_p24_a_checkpoint_of_another_agent_is_refused(tmp_path: Path) -> None:
 
 
 def test_p24_a_checkpoint_of_another_version_of_the_environment_is_refused(tmp_path: Path) -> None:
-    with registered(Versioned_v0=Letters):
+    with registered({"Versioned-v0": Letters}):
         make_agent(env="Versioned-v0").save(tmp_path / "last")
     with (
-        registered(Versioned_v1=Letters),
+        registered({"Versioned-v1": Letters}),
         pytest.raises(ValueError, match=r"Versioned-v0, .* not registered.*Versioned-v1"),
     ):
         Reinforce.load(tmp_path / "last")
@@ -542,11 +530,59 @@ def test_p24_a_checkpoint_trained_on_other_data_is_refused(
         def __init__(self, split: str = "train") -> None:
             super().__init__(split, ("a", "b", "ab"))
 
-    with registered(More_v9=More):
+    with registered({"More-v9": More}):
         state = tmp_path / "last" / "state.json"
         state.write_text(state.read_text().replace("Letters-v9", "More-v9"))
         with pytest.raises(ValueError, match=r"with 2 examples \(digest .*\), and here .* 3 exam"):
             Reinforce.load(tmp_path / "last")
+
+
+def test_p24_a_checkpoint_trained_on_the_same_ids_with_other_content_is_refused(
+    tmp_path: Path,
+) -> None:
+    make_agent().save(tmp_path / "last")
+
+    class Rewritten(Letters):
+        def __init__(self, split: str = "train") -> None:
+            super().__init__(split)
+            self.examples = tuple(Wanted(e.id, "b") for e in self.examples)
+
+    with registered({"Rewritten-v9": Rewritten}):
+        state = tmp_path / "last" / "state.json"
+        state.write_text(state.read_text().replace("Letters-v9", "Rewritten-v9"))
+        with pytest.raises(ValueError, match=r"with 2 examples \(digest .*\), and here .* 2 exam"):
+            Reinforce.load(tmp_path / "last")
+
+
+def test_what_an_example_holds_reads_the_same_in_every_process() -> None:
+    class Custom:  # shown by its address
+        def __init__(self, *values: Any) -> None:
+            self.values = values
+
+    one, other = ({0, 8}, {8, 0})  # their order in a set is that in which they came
+    assert repr(one) != repr(other)
+    assert _content(one) == _content(other)
+    assert _content(Custom("é", one)) == _content(Custom("é", other))
+    assert _content(Wanted("1", "a")) == _content(Wanted("1", "a"))
+    assert " at 0x" in repr(Custom.__init__)
+    assert " at 0x" not in _content(Custom.__init__)
+    long = np.arange(5000)  # repr leaves its middle out
+    other_long = long.copy()
+    other_long[2000] = 0
+    differing = [
+        long, other_long, Wanted("1", "a"), Wanted("1", "b"), Custom("a"), Custom("b"), {"a": 1},
+        {"a": 2}, ("a", "b"), ("ab",), "1", 1, None,
+    ]  # fmt: skip
+    assert len({_content(value) for value in differing}) == len(differing)
+
+
+@pytest.mark.parametrize("given", ["llm_envs:Letters-v9", "llm_envs/Letters-v9"])
+def test_a_checkpoint_of_an_id_with_a_module_can_be_loaded(given: str, tmp_path: Path) -> None:
+    agent = make_agent(env=given, eval_every=1, eval_episodes=1)
+    agent.learn(8, folder=tmp_path)
+    found = Reinforce.load(tmp_path / "checkpoints" / "best", device="cpu")
+    assert found.env_id == agent.env_id == "Letters-v9"
+    assert found.evaluate("validation").ids
 
 
 @pytest.mark.parametrize(
@@ -567,16 +603,38 @@ def test_p24_a_checkpoint_with_another_model_is_refused(
         Reinforce.load(tmp_path / "last", device="cpu")
 
 
-def test_p24_a_checkpoint_with_settings_of_another_version_is_refused(tmp_path: Path) -> None:
-    make_agent().save(tmp_path / "last")
+def test_p24_settings_that_came_later_have_their_defaults_and_unknown_ones_are_refused(
+    tmp_path: Path,
+) -> None:
+    make_agent(kl_in="reward").save(tmp_path / "last")
     path = tmp_path / "last" / "state.json"
     state = json.loads(path.read_text())
     assert state["version"] == llm_envs.__version__
-    state["config"]["momentum"] = 0.9
     del state["config"]["kl_in"]
     path.write_text(json.dumps(state | {"version": "0.0.1"}))
-    with pytest.raises(ValueError, match=r"llm-envs 0\.0\.1, .* differ in kl_in, momentum\."):
+    assert Reinforce.load(tmp_path / "last", device="cpu").config.kl_in == "loss"
+    state["config"] |= {"momentum": 0.9, "nesterov": True}
+    path.write_text(json.dumps(state | {"version": "0.0.1"}))
+    with pytest.raises(ValueError, match=r"llm-envs 0\.0\.1 with .* reinforce .*: momentum, nest"):
         Reinforce.load(tmp_path / "last")
+
+
+def test_a_run_of_another_version_is_resumed_with_defaults_for_what_it_does_not_know(
+    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    train.main([*command, "--out", str(run), "--steps", "8"])
+    for file, key in (("config.json", "settings"), ("checkpoints/last/state.json", "config")):
+        held = json.loads((run / file).read_text())
+        del held[key]["gradient_checkpointing"]
+        held.pop("distributed", None)
+        (run / file).write_text(json.dumps(held))
+    said = told(capsys, "--resume", str(run), "--gradient-checkpointing")
+    assert "with --gradient-checkpointing false, and --gradient-checkpointing true" in said
+    said = told(capsys, "--resume", str(run), "--distributed", "fsdp")
+    assert "with --distributed ddp, and --distributed fsdp was given" in said
+    train.main(["--resume", str(run), "--steps", "16"])
+    assert rows_in(run)[-1]["env_steps"] == 16
 
 
 def test_a_resumed_run_stays_what_it_is(
@@ -598,8 +656,77 @@ def test_a_resumed_run_stays_what_it_is(
     config["settings"]["momentum"] = 0.9
     (run / "config.json").write_text(json.dumps(config))
     said = told(capsys, "--resume", str(run))
-    assert "another version of llm-envs" in said
-    assert "momentum" in said
+    assert f"{run} was written by llm-envs {llm_envs.__version__} with settings that" in said
+    assert "does not have here" in said
+    assert ": momentum." in said
+
+
+def test_a_run_goes_on_in_another_working_directory_and_on_another_device(
+    tmp_path: Path,
+    command: list[str],
+    policy_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    monkeypatch.chdir(policy_folder.parent)
+    given = ["--policy", policy_folder.name, "--report", "test", "--out", str(run)]
+    train.main([*command, *given, "--steps", "8"])
+    monkeypatch.chdir(tmp_path)
+    train.main(["--resume", str(run), "--steps", "16"])
+    assert json.loads((run / "result.json").read_text())["env_steps"] == 16
+
+    if torch.cuda.is_available():
+        return
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"device": "cuda"}))
+    assert "Use auto, or cpu" in told(capsys, "--resume", str(run), "--steps", "24")
+    train.main(["--resume", str(run), "--steps", "24", "--device", "cpu"])
+    train.main(["--resume", str(run)])  # it stays there
+    assert rows_in(run)[-1]["env_steps"] == 24
+
+
+@pytest.mark.parametrize("damaged", ["checkpoints/best", "the initial policy"])
+def test_damage_that_the_report_meets_is_told_with_how_to_go_on(
+    damaged: str,
+    tmp_path: Path,
+    command: list[str],
+    policy_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, policy = tmp_path / "run", tmp_path / "policy"
+    shutil.copytree(policy_folder, policy)
+    train.main([*command, "--policy", str(policy), "--out", str(run), "--steps", "8"])
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"report": "test"}))
+    folder = run / damaged / "policy" if damaged == "checkpoints/best" else policy
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:100])
+    before = everything(run / "checkpoints" / "last")
+    said = told(capsys, "--resume", str(run))
+    assert f"{run}/checkpoints/best cannot be loaded (" in said or f"{policy} that the run" in said
+    assert "Nothing that was trained is lost" in said
+    assert f"--resume {run}" in said
+    assert everything(run / "checkpoints" / "last") == before
+    if damaged == "checkpoints/best":
+        (run / damaged).rename(run / "checkpoints" / "away")  # as it says
+    else:
+        weights.write_bytes(whole)
+    train.main(["--resume", str(run)])
+    assert json.loads((run / "result.json").read_text())["env_steps"] == 8
+
+
+def test_what_is_trained_on_is_not_scored(
+    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command += ["--env-kwargs", '{"split": "all"}', "--out", str(tmp_path / "run"), "--steps", "8"]
+    for given in ("--eval-every 1 --report none", "--eval-every 0 --report test"):
+        said = told(capsys, *command, *shlex.split(given))
+        assert "Leave the split out, or score nothing: --eval-every 0 --report none." in said
+    assert not (tmp_path / "run").exists()
+    train.main([*command, "--eval-every", "0", "--report", "none"])
+    assert rows_in(tmp_path / "run")[-1]["env_steps"] == 8
 
 
 # --- numbers that are none -----------------------------------------------------------------------
@@ -665,7 +792,7 @@ def test_a_reward_that_is_no_number_stops_the_run_and_its_batch_is_kept(
     for found in (failed, last):
         assert (found.iteration, found.env_steps) == (update, agent.env_steps)
         if hasattr(agent, "policy"):
-            assert torch.equal(weights(found), weights(agent))
+            assert torch.equal(parameters(found), parameters(agent))
     with pytest.raises(FloatingPointError, match=f"The reward of answer 0 of update {update} is"):
         failed.learn_from(batch)
     if hasattr(batch, "rewards"):
@@ -716,7 +843,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_its_batch_is_kept(
             agent.learn(NEVER, folder=tmp_path)
     failed, batch = replay.failed_update(tmp_path / "failed", device="cpu")
     assert same(batch, agent.batch)
-    assert weights(failed).isinf().any()
+    assert parameters(failed).isinf().any()
     with pytest.raises(FloatingPointError, match="The loss of update 3 is nan"):
         failed.learn_from(batch)
     last = agent_class(name).load(tmp_path / "checkpoints" / "last", device="cpu")
@@ -724,7 +851,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_its_batch_is_kept(
     last.learn(20)
     whole = make_agent(name)
     whole.learn(20)
-    assert torch.equal(weights(last), weights(whole))
+    assert torch.equal(parameters(last), parameters(whole))
 
 
 def test_what_is_kept_of_ppo_is_the_agent_before_the_step_that_failed(
@@ -735,7 +862,7 @@ def test_what_is_kept_of_ppo_is_the_agent_before_the_step_that_failed(
     original = PPO.step_optimizer
 
     def spoil(self: Any, loss: float) -> float:
-        steps.append(weights(self))
+        steps.append(parameters(self))
         if len(steps) == 6:  # the second of update 1, of which there are four
             next(self.policy.model.parameters()).grad.fill_(math.nan)
         return original(self, loss)
@@ -744,9 +871,9 @@ def test_what_is_kept_of_ppo_is_the_agent_before_the_step_that_failed(
     with pytest.raises(FloatingPointError, match="The gradient of update 1 is nan"):
         agent.learn(NEVER, folder=tmp_path)
     failed, _ = replay.failed_update(tmp_path / "failed", device="cpu")
-    assert torch.equal(weights(failed), steps[5])
+    assert torch.equal(parameters(failed), steps[5])
     last = PPO.load(tmp_path / "checkpoints" / "last", device="cpu")
-    assert torch.equal(weights(last), steps[4])
+    assert torch.equal(parameters(last), steps[4])
     assert not torch.equal(steps[4], steps[5])
 
 
@@ -757,7 +884,7 @@ def test_weights_that_a_step_made_infinite_are_never_in_a_checkpoint(tmp_path: P
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["best"]
     best = Reinforce.load(tmp_path / "checkpoints" / "best", device="cpu")
     assert best.iteration == 0
-    assert weights(best).isfinite().all()
+    assert parameters(best).isfinite().all()
 
 
 @pytest.mark.parametrize("env", ["Letters-v9", "Pick-v9"])
@@ -776,6 +903,19 @@ def test_a_score_that_is_no_number_ends_an_evaluation() -> None:
     agent = make_agent(env="Pick-v9", env_kwargs={"letters": ["a", "n"]})
     with pytest.raises(FloatingPointError, match=r"example 'validation n' .* is nan at turn 0"):
         agent.evaluate("validation")
+
+
+def test_a_validation_that_fails_keeps_the_agent(tmp_path: Path) -> None:
+    agent = make_agent(
+        env="Pick-v9", env_kwargs={"letters": ["a", "n"]}, eval_every=1, eval_episodes=2, prompts=1
+    )
+    with pytest.raises(FloatingPointError, match=r"validation split is nan") as stopped:
+        agent.learn(NEVER, folder=tmp_path)
+    kept = tmp_path / "failed" / "agent"
+    assert str(stopped.value).endswith(
+        f"0 environment steps; the agent as it was is kept in {kept}."
+    )
+    assert torch.equal(parameters(Reinforce.load(kept, device="cpu")), parameters(agent))
 
 
 def test_a_failure_that_cannot_be_kept_is_told_all_the_same(tmp_path: Path) -> None:

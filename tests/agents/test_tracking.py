@@ -25,6 +25,7 @@ from rich.console import Console
 
 from agents import tracking
 from agents.tracking import METRICS, Tracker
+from runs import history, nested, of_kind, rows_in, strict
 
 Read = Callable[[Path], list[Any]]
 
@@ -56,19 +57,6 @@ def _environment(folder: Path) -> dict[str, str]:
 
 def tracker(folder: Path, **changes: Any) -> Tracker:
     return Tracker(folder, **({"backends": ("jsonl",), "progress": False} | ABOUT | changes))
-
-
-def strict(text: str) -> Any:
-    """Parse JSON as the standard has it: no NaN."""
-
-    def refuse(name: str) -> None:
-        raise AssertionError(f"{name} is not JSON")
-
-    return json.loads(text, parse_constant=refuse)
-
-
-def rows_in(folder: Path) -> list[dict[str, Any]]:
-    return [strict(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
 
 
 def some_rows(count: int, seed: int) -> list[dict[str, float]]:
@@ -228,33 +216,6 @@ def wandb_runs(folder: Path) -> list[Path]:
     """Give the files of all runs in a run folder, in order of their start."""
     end_wandb()
     return sorted((folder / "wandb").glob("offline-run-*/*.wandb"))
-
-
-def nested(items: Any) -> dict[str, Any]:
-    """Put together what W&B keeps item by item."""
-    found: dict[str, Any] = {}
-    for item in items:
-        *path, last = item.nested_key or [item.key]
-        at = found
-        for name in path:
-            at = at.setdefault(name, {})
-        at[last] = json.loads(item.value_json)
-    return found
-
-
-def history(records: list[Any]) -> dict[int, dict[str, Any]]:
-    """Give step -> what was logged, without W&B's own entries."""
-    found: dict[int, dict[str, Any]] = {}
-    for record in of_kind(records, "history"):
-        row = nested(record.item)
-        step = row.pop("_step")
-        assert step not in found
-        found[step] = {k: v for k, v in row.items() if k not in ("_runtime", "_timestamp")}
-    return found
-
-
-def of_kind(records: list[Any], kind: str) -> list[Any]:
-    return [getattr(r, kind) for r in records if r.WhichOneof("record_type") == kind]
 
 
 TRANSCRIPTS = [

@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from agents import train
 from agents.base import Agent, AgentConfig
 from agents.registry import AGENTS
 from agents.reinforce import Reinforce, ReinforceConfig
+from runs import assert_same, checkpoint, history, outcome, rows_in
 
 TESTS = Path(__file__).parent
 
@@ -79,50 +79,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory, dialogues: list[str]) -> Pat
     return folder
 
 
-def rows_in(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def checkpoint(folder: Path) -> dict[str, Any]:
-    """Everything in a checkpoint, files of its model included, by name."""
-    found: dict[str, Any] = {
-        str(path.relative_to(folder)): load_file(path)
-        if path.suffix == ".safetensors"
-        else json.loads(path.read_text("utf-8"))
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-    found["state.json"].get("tracker", {}).pop("wandb_id", None)
-    return found
-
-
-def assert_same(one: Any, other: Any, where: str = "") -> None:
-    """Compare to the last bit."""
-    assert type(one) is type(other), where
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_same(one[key], other[key], f"{where}/{key}")
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    else:
-        assert one == other, where
-
-
-def outcome(folder: Path) -> dict[str, Any]:
-    """All that a run comes to, without what the clock decides."""
-    return {
-        "metrics": [
-            {k: v for k, v in r.items() if not k.startswith("perf/")} for r in rows_in(folder)
-        ],
-        "result": json.loads((folder / "result.json").read_text("utf-8")),
-        "transcripts": (folder / "transcripts.jsonl").read_bytes(),
-        "last": checkpoint(folder / "checkpoints" / "last"),
-        "best": checkpoint(folder / "checkpoints" / "best"),
-    }
-
-
 def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     """Give what is said to a command that is refused before any training."""
     capsys.readouterr()
@@ -162,17 +118,6 @@ Reinforce.{method} = counted
 
 
 # --- a complete run ------------------------------------------------------------------------------
-
-
-def history(records: list[Any]) -> list[dict[str, Any]]:
-    """Give what W&B was logged, row by row, without its own entries."""
-    rows = []
-    for record in records:
-        if record.WhichOneof("record_type") == "history":
-            items = {(i.nested_key or [i.key])[-1]: json.loads(i.value_json) for i in
-                     record.history.item}  # fmt: skip
-            rows.append({k: v for k, v in items.items() if not k.startswith("_")})
-    return rows
 
 
 def test_a_complete_run_writes_the_run_folder(
@@ -218,7 +163,7 @@ def test_a_complete_run_writes_the_run_folder(
     assert [r["env_steps"] for r in rows if "train/loss" in r] == [*range(8, 65, 8)]
     assert [r["env_steps"] for r in rows if "eval/score" in r] == [0, 16, 32, 48, 64]
     [file] = (folder / "wandb").glob("offline-run-*/*.wandb")
-    *logged, table = history(read_wandb(file))
+    *logged, table = history(read_wandb(file)).values()
     assert logged == rows
     assert "transcripts" in str(table)
 
@@ -371,7 +316,7 @@ def test_p24_ctrl_c_stops_the_process_and_wandb_goes_on_under_the_same_id(
     )
     assert len(files) == 2
     assert len({f.name for f in files}) == 1  # run-<id>.wandb
-    first, second = (history(read_wandb(f)) for f in files)
+    first, second = (list(history(read_wandb(f)).values()) for f in files)
     assert first + second[:-1] == rows_in(folder)
     assert "transcripts" in str(second[-1])
 

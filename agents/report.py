@@ -1,0 +1,129 @@
+"""The report of a run: what it came to, before and after, on episodes that it was not tuned on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from safetensors import SafetensorError
+
+from agents import runs
+from agents.base import Agent, has_checkpoint
+from agents.evaluation import Evaluation
+from agents.tracking import Tracker
+from llm_envs.core.rendering import printable
+
+
+def report(
+    agent: Agent[Any],
+    begin: Callable[[], Agent[Any]],
+    folder: Path,
+    *,
+    split: Literal["test", "validation"],
+    tracker: Tracker,
+    console: Console,
+    samples: int,
+) -> None:
+    """Score the initial policy and the chosen checkpoint on the same episodes; write and show.
+
+    Args:
+        agent: The agent after training, which is chosen if there was no validation.
+        begin: Makes the agent as it was before.
+        folder: The run folder.
+        split: What is scored.
+        tracker: Takes transcripts and summary.
+        console: Where it is shown.
+        samples: Episodes to show.
+
+    Raises:
+        OSError: What is to be scored cannot be read, or the result cannot be written.
+    """
+    console.print(f"Scoring the policy on the {split} split, before and after …")
+    with _readable(f"The policy {agent.policy_name} that the run began from", "Put it back."):
+        initial = begin()
+    before = initial.evaluate(split)
+    del initial  # memory may not hold one more model
+    best = folder / "checkpoints" / "best"
+    validated, chosen = has_checkpoint(best), agent
+    if validated:
+        cure = "Move it away, and the last checkpoint is scored in its place."
+        with _readable(f"The checkpoint {best}", cure):
+            chosen = type(agent).load(best, device=agent.device)
+    after = chosen.evaluate(split)
+    gain, low, high = after.gain_over(before)
+    result = {
+        "env": agent.env_id,
+        "agent": agent.name,
+        "policy": agent.policy_name,
+        "seed": agent.seed,
+        "env_steps": agent.env_steps,
+        "chosen_at": chosen.env_steps,
+        "before": before.summary(),
+        "after": after.summary(),
+        "gain": {"score": gain, "ci95": [low, high]},
+    }
+    runs.write_json(folder / "result.json", result)
+    tracker.transcripts(
+        [{**t, "when": w} for w, e in (("before", before), ("after", after)) for t in e.transcripts]
+    )
+    tracker.summary(result)
+    _show_samples(before, after, console, samples)
+    table = Table(title=f"{agent.env_id}, {split} split, {len(after.ids)} episodes, greedy")
+    for column in ("", "before", "after"):
+        table.add_column(column)
+    table.add_row("score [95 % interval]", _bounds(before), _bounds(after))
+    labels = {"contains": "holds a right answer (not rewarded)"}
+    for name in after.parts:
+        label = labels.get(name, name)
+        table.add_row(label, f"{before.part(name):.3f}", f"{after.part(name):.3f}")
+    console.print(table)
+    console.print(
+        f"Paired gain: [bold]{gain:+.3f}[/] [{low:+.3f}, {high:+.3f}]; "
+        f"{'validation chose' if validated else 'without validation it is'} the checkpoint at "
+        f"{chosen.env_steps:,} steps."
+    )
+    console.print(f"Written to {escape(str(folder))}:", soft_wrap=True)
+    chosen_by = {"checkpoints/best": " (chosen by validation)"}
+    for name in (
+        "config.json metrics.jsonl result.json transcripts.jsonl curve.png checkpoints/best "
+        "checkpoints/last wandb"
+    ).split():
+        if (folder / name).exists():
+            console.print(f"  {name}{chosen_by.get(name, '')}", highlight=False)
+
+
+def _bounds(e: Evaluation) -> str:
+    low, high = e.ci95
+    return f"{e.score:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _show_samples(before: Evaluation, after: Evaluation, console: Console, count: int) -> None:
+    pairs = list(zip(before.transcripts, after.transcripts, strict=True))
+    starts = [i for i, (old, _) in enumerate(pairs) if old["turn"] == 0]
+    ends = [*starts[1:], len(pairs)]
+    for k in range(0, len(starts), max(1, len(starts) // max(1, count)))[:count]:
+        console.print(f"\n[bold]{escape(pairs[starts[k]][0]['example_id'])}[/]")
+        for old, new in pairs[starts[k] : ends[k]]:
+            question = printable(new["question"])
+            console.print(f"  [cyan]user[/]   {escape(question)}", highlight=False)
+            for label, shown in (("before", old), ("after ", new)):
+                score = "-" if shown["score"] is None else f"{shown['score']:.2f}"
+                answer = escape(printable(shown["answer"]))
+                console.print(f"  [yellow]{label}[/] {answer}  [bold]{score}[/]", highlight=False)
+
+
+@contextlib.contextmanager
+def _readable(what: str, cure: str) -> Iterator[None]:
+    """Tell why something cannot be loaded, whatever it is that has been damaged."""
+    try:
+        yield
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+        raise OSError(
+            f"{what} cannot be loaded ({type(error).__name__}: {error}). Nothing that was trained "
+            f"is lost, and nothing was scored. {cure}"
+        ) from error
