@@ -6,30 +6,18 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import pytest
 import torch
-from gymnasium.envs.registration import registry
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
 
-import llm_envs
+import three_tokens
 from agents import CandidatePolicy, CausalLMPolicy, Reinforce
 from agents.compress import (
     Arguments,
@@ -57,30 +45,17 @@ from agents.policies.lora import Lora, add_adapter, has_adapter, merge_adapter
 from agents.policies.models import TINY
 from agents.rollout import Rollout, collect
 from agents.sampling import SamplingConfig
-from llm_envs.core import registration
-from llm_envs.core.task import ChoosingTask, Episode, Outcome, WritingTask
+from llm_envs.core.task import Outcome
+from three_tokens import Identity, Pick, Wanted, make_tokenizer, task_fixture
 
 FAMILIES = ("gpt2", "llama", "qwen")  # Conv1D and tied; untied; tied, with kinds of layers
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """Letters to be said back."""
-
-    id: str
-    letters: str
-
-    @property
-    def unit(self) -> str:
-        return self.id
-
-
-class Spell(WritingTask[Wanted]):
+class Spell(Identity):
     """Say two letters that the user says, in one answer."""
 
     def __init__(self, split: str = "train") -> None:
-        super().__init__()
-        self.examples = tuple(Wanted(f"{split} {w}", w) for w in ("ab", "ba", "aa", "bb"))
+        super().__init__(split, ("ab", "ba", "aa", "bb"))
 
     def turns(self, example: Wanted) -> int:
         return 1
@@ -90,11 +65,6 @@ class Spell(WritingTask[Wanted]):
 
     def answers(self, example: Wanted, turn: int) -> tuple[str, ...]:
         return (" ".join(example.letters),)
-
-    def score_answers(
-        self, answers: Sequence[str], references: Sequence[tuple[str, ...]]
-    ) -> list[Outcome]:
-        return [Outcome(float(a in r)) for a, r in zip(answers, references, strict=True)]
 
 
 class Broken(Spell):
@@ -106,69 +76,9 @@ class Broken(Spell):
         return [Outcome(float("nan"))] * len(answers)
 
 
-class Which(ChoosingTask[Wanted]):
-    """Choose the letter that the user says."""
+_tasks = task_fixture({"Spell-v9": Spell, "Broken-v9": Broken, "Pick-v9": Pick})
 
-    def __init__(self, split: str = "train") -> None:
-        super().__init__(2, 1)
-        self.examples = tuple(Wanted(f"{split} {w}", w) for w in "ab")
-
-    def begin(self, example: Wanted, rng: np.random.Generator) -> Episode[Wanted]:
-        features = np.zeros((2, 1), np.float32)
-        seen = {"prompt": example.letters, "candidates": ("a", "b"), "features": features}
-        return Episode(example, rng, seen, ({"role": "user", "content": example.letters},))
-
-    def score(self, episodes: Sequence[Episode[Wanted]], actions: Sequence[Any]) -> list[Outcome]:
-        return [
-            Outcome(float("ab"[a] == e.example.letters))
-            for e, a in zip(episodes, actions, strict=True)
-        ]
-
-    def proceed(self, episode: Episode[Wanted], action: Any, outcome: Outcome) -> None:
-        episode.finished = True
-        episode.messages += ({"role": "assistant", "content": "ab"[action]},)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _tasks() -> Iterator[None]:
-    before, threads = list(registration._IDS), torch.get_num_threads()
-    torch.set_num_threads(1)
-    llm_envs.register("Spell-v9", Spell)
-    llm_envs.register("Broken-v9", Broken)
-    llm_envs.register("Which-v9", Which)
-    yield
-    torch.set_num_threads(threads)
-    for name in set(registration._IDS) - set(before):
-        del registry[name], registry[f"llm_envs/{name}"]
-    registration._IDS[:] = before
-
-
-def make_tokenizer(letters: str = "ab") -> Any:
-    words = {"<end>": 0, **{c: i + 1 for i, c in enumerate(letters)}, "?": 3}
-    raw = Tokenizer(models.WordLevel(words, unk_token="?"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>", pad_token="<end>")
-
-
-def make_model(family: str = "llama", *, layers: int = 4, vocabulary: int = 4) -> Any:
-    torch.manual_seed(0)
-    common: dict[str, Any] = {"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 0}
-    if family == "gpt2":
-        sizes: dict[str, Any] = {"n_positions": 64, "n_embd": 16, "n_layer": layers, "n_head": 2}
-        return GPT2LMHeadModel(GPT2Config(**common, **sizes, initializer_range=0.3))
-    sizes = {
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "max_position_embeddings": 64,
-        "initializer_range": 0.3,
-        "tie_word_embeddings": family == "qwen",
-    }
-    if family == "qwen":
-        return Qwen3ForCausalLM(Qwen3Config(**common, **sizes, head_dim=8))
-    return LlamaForCausalLM(LlamaConfig(**common, **sizes))
+make_model = partial(three_tokens.make_model, layers=4, inner=24, kv_heads=1, scale=0.3)
 
 
 def make_policy(model: Any) -> CausalLMPolicy:
@@ -494,7 +404,7 @@ def test_a_choosing_policy_is_compressed_with_its_base(method: str, tmp_path: Pa
     make_policy(make_model("qwen")).save_pretrained(tmp_path / "model")
     agent = Reinforce(
         str(tmp_path / "model"),
-        "Which-v9",
+        "Pick-v9",
         prompts=4,
         group_size=2,
         eval_every=0,
@@ -567,11 +477,11 @@ def mistaken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("{empty} --method merge", "state.json is damaged: it lacks env, env_kwargs, config"),
         ("{cut} --method merge", "state.json is damaged: it is not JSON"),
         ("{damaged} --method int8 --env Spell-v9", "No causal language model could be loaded"),
-        ("{scalar} --method int8 --env Which-v9", "has a scalar head"),
+        ("{scalar} --method int8 --env Pick-v9", "has a scalar head"),
         ("{plain} --method merge", "does not tell what it was trained on"),
         ("{plain} --method merge --env Spell-v9", "no adapter that could be merged"),
         ("{small} --method int8 --env Spell-v9", "held in 8 bits already"),
-        ("{plain} --method distill --env Which-v9", "is a choosing task"),
+        ("{plain} --method distill --env Pick-v9", "is a choosing task"),
         ("{plain} --method distill --env Spell-v9 --layers 9", "A student of 9 layers"),
         ("{plain} --method distill --env Spell-v9 --updates 0", "updates is 0"),
         ("{plain} --method int8 --env Spell-v9 --env-kwargs 3", "has to be a JSON object"),
