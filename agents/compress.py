@@ -20,6 +20,7 @@ Examples:
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import sys
@@ -27,7 +28,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -40,7 +41,7 @@ from torch import Tensor, nn
 
 import llm_envs
 from agents import runs
-from agents.base import at_least, checkpoint_folder
+from agents.base import at_least, checkpoint_folder, replacing
 from agents.evaluation import evaluate
 from agents.objectives import kl_divergence
 from agents.policies.candidate import CandidatePolicy
@@ -79,6 +80,8 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "updates", "prompts", "group_size", "micro_batch_tokens")
+        if self.layers is not None:
+            at_least(self, 1, "layers")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}; give more than 0.")
         if self.student is not None and self.layers is not None:
@@ -102,7 +105,8 @@ class Arguments:
     env_kwargs: str | None = None
     """Its further arguments as JSON; those of the training, if known."""
     out: Path | None = None
-    """Folder to write; by default one named after the method, in the run or beside the policy."""
+    """Folder to write, new or empty; by default one named after the method, in the run or beside
+    the policy."""
     episodes: int | None = None
     """Episodes of a split to score on, evenly spaced; None for all."""
     test: bool = False
@@ -116,6 +120,11 @@ class Arguments:
     device: str = "auto"
     """Device: auto, cpu, cuda, mps."""
 
+    def __post_init__(self) -> None:
+        given = ("episodes", "max_new_tokens", "threads")
+        at_least(self, 1, *(name for name in given if getattr(self, name) is not None))
+        at_least(self, 0, "seed")
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -124,7 +133,7 @@ class Source:
     Attributes:
         policy: What ``from_pretrained`` takes.
         env: Environment id.
-        env_kwargs: Its further arguments.
+        env_kwargs: Its further arguments, without ``split``.
         max_new_tokens: Length limit of an answer.
         folder: Where results go by default.
     """
@@ -140,21 +149,19 @@ def locate(a: Arguments) -> Source:
     """Find the policy, and what it plays.
 
     Raises:
-        ValueError: It is not said what it plays, or the run has no checkpoint.
+        ValueError: It is not said what it plays, the run has no checkpoint, or what it says of
+            itself is damaged.
     """
-    folder, policy, known = Path(a.source), a.source, {}
-    if (folder / "checkpoints").is_dir():
-        best, last = (folder / "checkpoints" / name for name in ("best", "last"))
-        chosen = checkpoint_folder(best if best.exists() else last)
-    else:
-        chosen = folder
-    beside = folder if chosen != folder else folder.parent
+    folder, policy = Path(a.source), a.source
+    known: dict[str, Any] = {}
+    chosen = _checkpoint(folder)
+    beside = folder if (folder / "checkpoints").is_dir() else folder.parent
     if (chosen / "state.json").is_file():
-        known = json.loads((chosen / "state.json").read_text(encoding="utf-8"))
-        known |= {"max_new_tokens": known["config"].get("max_new_tokens")}
+        known = _read(chosen / "state.json", env=str, env_kwargs=dict, config=dict)
+        known["max_new_tokens"] = known["config"].get("max_new_tokens")
         policy = str(chosen / "policy")
     elif (chosen / REPORT_FILE).is_file():
-        known = json.loads((chosen / REPORT_FILE).read_text(encoding="utf-8"))
+        known = _read(chosen / REPORT_FILE, env=str, env_kwargs=dict, max_new_tokens=int)
     env = a.env or known.get("env")
     if env is None:
         raise ValueError(
@@ -166,13 +173,97 @@ def locate(a: Arguments) -> Source:
             f"There is no environment {env!r}.{did_you_mean(env, ids)} There are: {', '.join(ids)}."
         )
     env_kwargs = known.get("env_kwargs", {}) if a.env in (None, known.get("env")) else {}
+    # What was trained on is not what is scored here.
+    env_kwargs = {name: value for name, value in env_kwargs.items() if name != "split"}
     if a.env_kwargs is not None:
-        env_kwargs = json.loads(a.env_kwargs)
-    if not isinstance(env_kwargs, dict):
-        raise ValueError(f"--env-kwargs is {a.env_kwargs}; it has to be a JSON object.")
+        env_kwargs = _parsed(a.env_kwargs)
     tokens = a.max_new_tokens or known.get("max_new_tokens") or 24
     where = beside if folder.is_dir() else Path(".")
     return Source(policy, env, env_kwargs, tokens, where)
+
+
+def _checkpoint(folder: Path) -> Path:
+    """Return the best checkpoint of a run, else its last; a folder that is no run, as it is."""
+    if not (folder / "checkpoints").is_dir():
+        with contextlib.suppress(ValueError):  # it may lie under its old name, after a crash
+            return checkpoint_folder(folder)
+        return folder
+    with contextlib.suppress(ValueError):
+        return checkpoint_folder(folder / "checkpoints" / "best")
+    return checkpoint_folder(folder / "checkpoints" / "last")
+
+
+def _read(path: Path, **needed: type) -> dict[str, Any]:
+    """Read a JSON file that has to hold some names, with values of some types."""
+    cure = "Give the folder that holds the weights, and say --env; move the damaged file away."
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: it is not JSON ({error}). {cure}") from error
+    held = found if isinstance(found, dict) else {}
+    if lacking := [n for n, kind in needed.items() if not isinstance(held.get(n), kind)]:
+        raise ValueError(f"{path} is damaged: it lacks {', '.join(lacking)}. {cure}")
+    return held
+
+
+def _parsed(env_kwargs: str) -> dict[str, Any]:
+    """Return what --env-kwargs says."""
+    like = "like '{\"max_turns\": 2}', in single quotes for the shell"
+    try:
+        found = json.loads(env_kwargs)
+    except ValueError as error:
+        raise ValueError(
+            f"--env-kwargs is not JSON ({error}): {env_kwargs}. Write it {like}."
+        ) from error
+    if not isinstance(found, dict):
+        raise ValueError(f"--env-kwargs is {env_kwargs}; it has to be a JSON object, {like}.")
+    for name in ("split", "num_envs"):
+        if name in found:
+            raise ValueError(
+                f"--env-kwargs holds {name}, and that is not free here: a student learns on the "
+                "training split, validation (and test, with --test) is scored. Leave it out."
+            )
+    return found
+
+
+# --- before any work -----------------------------------------------------------------------------
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that cannot be computed on.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    if device == "auto":
+        return
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        cause = str(error).splitlines()[0]
+        raise ValueError(
+            f"--device {device} cannot be used here ({cause}). Use auto, or cpu."
+        ) from error
+
+
+def check_out(out: Path, policy: str) -> None:
+    """Refuse a folder to write that holds something: the source, a model, an earlier result.
+
+    Args:
+        out: The folder, absolute.
+        policy: What is compressed.
+
+    Raises:
+        ValueError: It does, or the source lies where the folder is made.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(
+            f"{out} is there already and is not an empty folder; nothing is written over. Choose "
+            "another --out, or move it away."
+        )
+    for end in (".new", ".old"):  # see agents.base.replacing
+        if Path(policy).resolve().is_relative_to(out.with_name(out.name + end)):
+            raise ValueError(f"{out}{end} is cleared while {out} is made. Choose another --out.")
 
 
 # --- the three ways ------------------------------------------------------------------------------
@@ -195,9 +286,14 @@ def in_int8(load: Callable[..., PolicyT]) -> PolicyT:
     """Return the policy with all its weights in 8 bits, those of a base that it has too.
 
     Raises:
-        ValueError: They are already.
+        ValueError: They are already, or the policy has a scalar head.
     """
     policy = load(merge=True)
+    if isinstance(policy, CandidatePolicy) and policy.scalar:
+        raise ValueError(
+            "The policy has a scalar head (an encoder always has one), and only causal language "
+            "models without one can be held in 8 bits. Use it as it is."
+        )
     if is_int8(policy.model):
         raise ValueError("The weights of the policy are held in 8 bits already.")
     quantize(policy.model)
@@ -429,21 +525,25 @@ def compress(a: Arguments, console: Console) -> dict[str, Any]:
     Raises:
         ValueError: An argument is impossible, or the policy cannot be compressed like this.
         OSError: The folder cannot be written.
+        FloatingPointError: A score is not finite.
     """
     source = locate(a)
-    if a.threads:
+    out = (a.out or source.folder / a.method).resolve()
+    check_out(out, source.policy)
+    check_device(a.device)
+    if a.threads is not None:
         torch.set_num_threads(a.threads)
-    out = a.out or source.folder / a.method
-    if (out / REPORT_FILE).exists():
-        raise ValueError(f"{out} holds a compressed policy already. Choose another --out.")
-    envs = gym.make_vec(source.env, num_envs=1, **{**source.env_kwargs, "split": "validation"})
-    choosing = isinstance(envs.single_action_space, gym.spaces.Discrete)
-    envs.close()
+    splits: list[Any] = ["validation", "test"] if a.test else ["validation"]
+    choosing = False
+    for split in (*splits, *(["train"] if a.method == "distill" else [])):
+        envs = gym.make_vec(source.env, num_envs=1, **{**source.env_kwargs, "split": split})
+        choosing = isinstance(envs.single_action_space, gym.spaces.Discrete)
+        envs.close()
     kind: Any = POLICIES["choosing" if choosing else "writing"]
     if choosing and a.method == "distill":
         raise ValueError(
             f"{source.env} is a choosing task, and distilling learns from written answers. Use "
-            "merge or int8."
+            "merge, or int8 for a policy without a scalar head."
         )
 
     def load(name: str | Path = source.policy, *, merge: bool) -> Policy:
@@ -451,43 +551,45 @@ def compress(a: Arguments, console: Console) -> dict[str, Any]:
         return policy
 
     original = load(merge=False)
+    if isinstance(original, CausalLMPolicy):
+        original.room(SamplingConfig(source.max_new_tokens))
     before = sum(p.stat().st_size for p in weight_files(source.policy))
-    runs.prepare(out, needed_bytes=2 * before)
+    runs.prepare(out.parent, needed_bytes=2 * before)
     began = time.perf_counter()
+    small: Policy
     if a.method == "distill":
-        assert isinstance(original, CausalLMPolicy)
         teacher = load(merge=True)
         assert isinstance(teacher, CausalLMPolicy)
-        student = make_student(teacher, a.distill, a.device)
+        small = student = make_student(teacher, a.distill, a.device)
         try:
             distill(
                 teacher, student, source, a.distill, seed=a.seed, progress=_progress(a, console)
             )
         except KeyboardInterrupt:
             console.print("Stopped; the student is kept as it is.")
-        student.save_pretrained(out)
     else:
-        {"merge": merged, "int8": in_int8}[a.method](load).save_pretrained(out)
-    seconds = time.perf_counter() - began
-    small = load(out, merge=True)  # what is measured is what lies on the disk
-    console.print(f"Written to {escape(str(out))}; measuring it beside the original …")
-    fast = speeds([original, small], source)
+        small = {"merge": merged, "int8": in_int8}[a.method](load)
     report: dict[str, Any] = {
         "source": a.source,
         "method": a.method,
         "env": source.env,
         "env_kwargs": source.env_kwargs,
         "max_new_tokens": source.max_new_tokens,
-        "seconds": seconds,
-        "kl": measure_divergence(original, small, source),
+        "seconds": time.perf_counter() - began,
     }
     if a.method == "distill":
         report["distill"] = asdict(a.distill)
+    with replacing(out) as fresh:
+        small.save_pretrained(fresh)
+        runs.write_json(fresh / REPORT_FILE, report)  # of use, even if it is never measured
+    small = load(out, merge=True)  # what is measured is what lies on the disk
+    console.print(f"Written to {escape(str(out))}; measuring it beside the original …")
+    fast = speeds([original, small], source)
+    report["kl"] = measure_divergence(original, small, source)
     files = {"original": weight_files(source.policy), "compressed": weight_files(out)}
     for (which, paths), speed in zip(files.items(), fast, strict=True):
         size = sum(p.stat().st_size for p in paths)
         report[which] = {"bytes": size, "tokens_per_second": speed}
-    splits: list[Any] = ["validation", "test"] if a.test else ["validation"]
     for split in splits:
         old, new = (
             evaluate(
@@ -559,11 +661,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             prog="python -m agents.compress",
         )
         show(compress(a, console), console)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        Console(stderr=True).print(
-            printable(str(error)), style="red", markup=False, highlight=False, soft_wrap=True
-        )
-        raise SystemExit(2) from error
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+        _fail(str(error), error)
+    except KeyboardInterrupt as error:
+        _fail("Interrupted.", error, code=130)
+
+
+def _fail(message: str, error: BaseException, *, code: int = 2) -> NoReturn:
+    Console(stderr=True).print(
+        printable(message), style="red", markup=False, highlight=False, soft_wrap=True
+    )
+    raise SystemExit(code) from error
 
 
 if __name__ == "__main__":

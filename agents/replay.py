@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from agents.base import Agent, checkpoint_folder
 from agents.batches import read_batch
 from agents.registry import agent_class
@@ -24,22 +26,34 @@ def failed_update(folder: str | Path, *, device: str = "auto") -> tuple[Agent[An
     played, or of an agent that learns while it plays; then ``agent.iterate()`` does.
 
     Raises:
-        ValueError: The folder holds no failed update, or its agent cannot be loaded here.
+        ValueError: The folder holds no failed update, a damaged one, or one whose agent cannot be
+            loaded here.
+        ImportError: The agent needs a package that is missing.
     """
     folder = checkpoint_folder(folder, "agent/state.json")
-    state = json.loads((folder / "agent" / "state.json").read_text())
-    agent = agent_class(state["agent"]).load(folder / "agent", device=device)
-    return agent, read_batch(folder)
+    try:
+        state = json.loads((folder / "agent" / "state.json").read_text(encoding="utf-8"))
+        agent = agent_class(state["agent"]).load(folder / "agent", device=device)
+        return agent, read_batch(folder)
+    except (KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
+        raise ValueError(
+            f"The failed update in {folder} is damaged ({type(error).__name__}: {error}), or "
+            "another version of llm-envs wrote it. Let the run fail again: --resume goes on from "
+            "its last checkpoint."
+        ) from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Do the failed update again and say what came of it."""
     words = sys.argv[1:] if argv is None else argv
+    if any(word in ("-h", "--help") for word in words):
+        print(__doc__)
+        return
     if len(words) != 1 or words[0].startswith("-"):
         raise SystemExit(f"{__doc__}")
     try:
         agent, batch = failed_update(words[0])
-    except ValueError as error:
+    except (ValueError, ImportError, OSError) as error:
         raise SystemExit(str(error)) from error
     try:
         metrics = agent.iterate() if batch is None else agent.learn_from(batch)

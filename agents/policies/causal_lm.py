@@ -164,7 +164,8 @@ class CausalLMPolicy:
         A folder that ``save_pretrained`` wrote tells ``chat`` and ``system`` too.
         """
         model, tokenizer = load_model(name, device, dtype, lora=lora, merge=merge)
-        if (settings := Path(name) / CHAT_FILE).exists():
+        settings = Path(name) / CHAT_FILE
+        if str(name) != "tiny" and settings.exists():
             arguments = json.loads(settings.read_text(encoding="utf-8")) | arguments
         return cls(model, tokenizer, **arguments)
 

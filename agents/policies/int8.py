@@ -146,9 +146,30 @@ def save_int8(model: Any, folder: str | Path) -> None:
 
 
 def load_int8(folder: str | Path) -> Any:
-    """Read what :func:`save_int8` wrote."""
+    """Read what :func:`save_int8` wrote.
+
+    Raises:
+        ValueError: The file lacks tensors of the model, or holds others.
+    """
     config = AutoConfig.from_pretrained(folder)
     model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     quantize(model)  # makes the places; their values come now
-    model.load_state_dict(load_file(Path(folder) / WEIGHTS_FILE), strict=False)
+    path = Path(folder) / WEIGHTS_FILE
+    found, places = load_file(path), model.state_dict()
+    loaded = {places[name].data_ptr() for name in found.keys() & places.keys()}
+    # A tensor that is shared is in the file once.
+    missing = {name for name, place in places.items() if place.data_ptr() not in loaded}
+    unknown = found.keys() - places.keys()
+    misshapen = {n for n in found.keys() & places.keys() if found[n].shape != places[n].shape}
+    for names, fault in (
+        (missing, "lacks"),
+        (unknown, "also holds"),
+        (misshapen, "has other shapes of"),
+    ):
+        if names:
+            raise ValueError(
+                f"{path} does not fit the model that its config.json describes: it {fault} "
+                f"{', '.join(sorted(names))}. Compress the model again, or copy the whole folder."
+            )
+    model.load_state_dict(found, strict=False)
     return model.requires_grad_(False).eval()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -99,7 +100,8 @@ def add_adapter(model: Any, lora: Lora, *, name: str | Path | None = None) -> No
 
 def _lasting(name: str | Path) -> str:
     """Return a name that means the same from every working directory."""
-    return str(Path(name).resolve()) if Path(name).is_dir() else str(name)
+    own = str(name) == "tiny"  # the embedded model, whatever the working directory holds
+    return str(Path(name).resolve()) if Path(name).is_dir() and not own else str(name)
 
 
 def digest(model: Any) -> str:
@@ -237,7 +239,7 @@ def load_adapter(model: Any, folder: str | Path) -> None:
 
     Raises:
         ImportError: The package ``peft`` is missing.
-        ValueError: The model is not the one that was meant.
+        ValueError: The model is not the one that was meant, or the adapter's weights are damaged.
     """
     base = read_pointer(folder)
     assert base is not None
@@ -253,11 +255,14 @@ def load_adapter(model: Any, folder: str | Path) -> None:
     peft = _peft()
     config = peft.PeftConfig.from_pretrained(str(folder))
     config.inference_mode = False
+    path = Path(folder) / "adapter_model.safetensors"
+    try:
+        weights = load_file(path, device=str(model.device))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"The adapter's weights {path} cannot be read: {error}") from error
     # Not model.load_adapter: a model that has been through it is saved under other names.
     model.add_adapter(config)
-    peft.set_peft_model_state_dict(
-        model, load_file(Path(folder) / "adapter_model.safetensors", device=str(model.device))
-    )
+    peft.set_peft_model_state_dict(model, weights)
     # A model that lies beside its adapter goes where the adapter goes.
     name = None if base["name"].startswith(".") else base["name"]
     model.adapter_base = {"name": name, "digest": now}

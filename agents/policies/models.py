@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -222,8 +223,8 @@ def load_model(
             is loaded without the head that it may have.
 
     Raises:
-        ValueError: The name leads to no model, the dtype is none, the tokenizer has no
-            end-of-sequence token, or an adapter's base is missing or has changed.
+        ValueError: The name leads to no model, or to a damaged one, the dtype is none, the
+            tokenizer has no end-of-sequence token, or an adapter's base is missing or has changed.
         ImportError: An adapter needs the package ``peft``.
     """
     from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
@@ -242,7 +243,7 @@ def load_model(
             model = kind.from_pretrained(where, dtype=precision)
             if has_adapter(model):
                 raise ValueError("it is an adapter. Download it, and give its folder.")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
             f"No {'causal language ' if writes else ''}model could be loaded from {str(name)!r}: "
             f"{error}\n"

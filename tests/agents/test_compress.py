@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import pytest
 import torch
-from gymnasium.envs.registration import registry
-from tokenizers import Tokenizer, models, pre_tokenizers
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
 
-import llm_envs
+import three_tokens
 from agents import CandidatePolicy, CausalLMPolicy, Reinforce
 from agents.compress import (
+    Arguments,
     DistillConfig,
     Source,
     distill,
     divergences,
+    locate,
     main,
     make_student,
     mean_divergence,
@@ -40,6 +34,7 @@ from agents.compress import (
 )
 from agents.policies.int8 import (
     FEW_ROWS,
+    WEIGHTS_FILE,
     Int8Embedding,
     Int8Linear,
     is_int8,
@@ -50,30 +45,17 @@ from agents.policies.lora import Lora, add_adapter, has_adapter, merge_adapter
 from agents.policies.models import TINY
 from agents.rollout import Rollout, collect
 from agents.sampling import SamplingConfig
-from llm_envs.core import registration
-from llm_envs.core.task import ChoosingTask, Episode, Outcome, WritingTask
+from llm_envs.core.task import Outcome
+from three_tokens import Identity, Pick, Wanted, make_tokenizer, task_fixture
 
 FAMILIES = ("gpt2", "llama", "qwen")  # Conv1D and tied; untied; tied, with kinds of layers
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """Letters to be said back."""
-
-    id: str
-    letters: str
-
-    @property
-    def unit(self) -> str:
-        return self.id
-
-
-class Spell(WritingTask[Wanted]):
+class Spell(Identity):
     """Say two letters that the user says, in one answer."""
 
     def __init__(self, split: str = "train") -> None:
-        super().__init__()
-        self.examples = tuple(Wanted(f"{split} {w}", w) for w in ("ab", "ba", "aa", "bb"))
+        super().__init__(split, ("ab", "ba", "aa", "bb"))
 
     def turns(self, example: Wanted) -> int:
         return 1
@@ -84,74 +66,19 @@ class Spell(WritingTask[Wanted]):
     def answers(self, example: Wanted, turn: int) -> tuple[str, ...]:
         return (" ".join(example.letters),)
 
+
+class Broken(Spell):
+    """Its scores are no numbers."""
+
     def score_answers(
         self, answers: Sequence[str], references: Sequence[tuple[str, ...]]
     ) -> list[Outcome]:
-        return [Outcome(float(a in r)) for a, r in zip(answers, references, strict=True)]
+        return [Outcome(float("nan"))] * len(answers)
 
 
-class Which(ChoosingTask[Wanted]):
-    """Choose the letter that the user says."""
+_tasks = task_fixture({"Spell-v9": Spell, "Broken-v9": Broken, "Pick-v9": Pick})
 
-    def __init__(self, split: str = "train") -> None:
-        super().__init__(2, 1)
-        self.examples = tuple(Wanted(f"{split} {w}", w) for w in "ab")
-
-    def begin(self, example: Wanted, rng: np.random.Generator) -> Episode[Wanted]:
-        features = np.zeros((2, 1), np.float32)
-        seen = {"prompt": example.letters, "candidates": ("a", "b"), "features": features}
-        return Episode(example, rng, seen, ({"role": "user", "content": example.letters},))
-
-    def score(self, episodes: Sequence[Episode[Wanted]], actions: Sequence[Any]) -> list[Outcome]:
-        return [
-            Outcome(float("ab"[a] == e.example.letters))
-            for e, a in zip(episodes, actions, strict=True)
-        ]
-
-    def proceed(self, episode: Episode[Wanted], action: Any, outcome: Outcome) -> None:
-        episode.finished = True
-        episode.messages += ({"role": "assistant", "content": "ab"[action]},)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _tasks() -> Iterator[None]:
-    before, threads = list(registration._IDS), torch.get_num_threads()
-    torch.set_num_threads(1)
-    llm_envs.register("Spell-v9", Spell)
-    llm_envs.register("Which-v9", Which)
-    yield
-    torch.set_num_threads(threads)
-    for name in set(registration._IDS) - set(before):
-        del registry[name], registry[f"llm_envs/{name}"]
-    registration._IDS[:] = before
-
-
-def make_tokenizer(letters: str = "ab") -> Any:
-    words = {"<end>": 0, **{c: i + 1 for i, c in enumerate(letters)}, "?": 3}
-    raw = Tokenizer(models.WordLevel(words, unk_token="?"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>", pad_token="<end>")
-
-
-def make_model(family: str = "llama", *, layers: int = 4, vocabulary: int = 4) -> Any:
-    torch.manual_seed(0)
-    common: dict[str, Any] = {"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 0}
-    if family == "gpt2":
-        sizes: dict[str, Any] = {"n_positions": 64, "n_embd": 16, "n_layer": layers, "n_head": 2}
-        return GPT2LMHeadModel(GPT2Config(**common, **sizes, initializer_range=0.3))
-    sizes = {
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "max_position_embeddings": 64,
-        "initializer_range": 0.3,
-        "tie_word_embeddings": family == "qwen",
-    }
-    if family == "qwen":
-        return Qwen3ForCausalLM(Qwen3Config(**common, **sizes, head_dim=8))
-    return LlamaForCausalLM(LlamaConfig(**common, **sizes))
+make_model = partial(three_tokens.make_model, layers=4, inner=24, kv_heads=1, scale=0.3)
 
 
 def make_policy(model: Any) -> CausalLMPolicy:
@@ -286,6 +213,28 @@ def test_a_choosing_policy_in_eight_bits_keeps_its_base(tmp_path: Path) -> None:
     question = found.encode("I liked:", [" Heat", " Casino"])
     assert found.candidate_logits([question]).abs().max() < 1e-6  # as at the beginning
     assert weight_files(tmp_path) == {p.resolve() for p in tmp_path.rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_file_of_eight_bits_that_does_not_fit_is_refused_by_name(
+    family: str, tmp_path: Path
+) -> None:
+    policy = make_policy(make_model(family))
+    quantize(policy.model)
+    policy.save_pretrained(tmp_path)
+    path = tmp_path / WEIGHTS_FILE
+    whole = load_file(path)
+    name = next(n for n in whole if n.endswith(".rows"))
+    for weights, told in (
+        ({n: w for n, w in whole.items() if n != name}, rf"lacks .*{re.escape(name)}\b"),
+        ({**whole, "more": torch.zeros(1)}, r"also holds more\."),
+        ({**whole, name: whole[name][:-1].clone()}, rf"has other shapes of {re.escape(name)}\."),
+    ):
+        save_file(weights, path)
+        with pytest.raises(ValueError, match=rf"{re.escape(str(path))} does not fit.*{told}"):
+            CausalLMPolicy.from_pretrained(tmp_path, device="cpu")
+    save_file(whole, path)
+    CausalLMPolicy.from_pretrained(tmp_path, device="cpu")
 
 
 def test_eight_bits_are_not_trained() -> None:
@@ -455,7 +404,7 @@ def test_a_choosing_policy_is_compressed_with_its_base(method: str, tmp_path: Pa
     make_policy(make_model("qwen")).save_pretrained(tmp_path / "model")
     agent = Reinforce(
         str(tmp_path / "model"),
-        "Which-v9",
+        "Pick-v9",
         prompts=4,
         group_size=2,
         eval_every=0,
@@ -482,15 +431,57 @@ def test_a_choosing_policy_is_compressed_with_its_base(method: str, tmp_path: Pa
     assert (logits[0] - logits[1]).abs().max() < (1e-5 if method == "merge" else 0.1)
 
 
+@pytest.fixture(scope="module")
+def mistaken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders that something is wrong with, or that have to stay as they are."""
+    folder = tmp_path_factory.mktemp("mistaken")
+    (folder / "taken").mkdir()
+    (folder / "taken" / "mine.txt").write_text("mine")
+    policy = make_policy(make_model())
+    CandidatePolicy(make_model(), make_tokenizer(), head="scalar").save_pretrained(
+        folder / "scalar"
+    )
+    policy.save_pretrained(folder / "damaged")
+    weights = folder / "damaged" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    quantize(policy.model)
+    policy.save_pretrained(folder / "small")
+    policy.save_pretrained(folder / "small" / "model.new")
+    for name, state in (("empty", "{}"), ("cut", '{"env": ')):
+        (folder / name).mkdir()
+        (folder / name / "state.json").write_text(state)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         ("{run} --method merge --env Nope-v0", "Nope"),
-        ("{run} --method merge --out {taken}", "holds a compressed policy already"),
+        ("{run} --method merge --out {taken}", "taken is there already"),
+        ("{small} --method int8 --env Spell-v9 --out {small}", "small is there already"),
+        ("{small} --method merge --env Spell-v9 --out {small}/config.json", "not an empty folder"),
+        ("{small}/model.new --method int8 --env Spell-v9 --out {small}/model", "is cleared while"),
+        ("{run} --method merge --episodes 0", "episodes is 0; it has to be 1 or more"),
+        ("{run} --method merge --max-new-tokens 0", "max_new_tokens is 0"),
+        ("{run} --method merge --max-new-tokens 64", "leaves no room for a prompt"),
+        ("{run} --method merge --threads 0", "threads is 0"),
+        ("{run} --method merge --threads -1", "threads is -1"),
+        ("{run} --method distill --seed -1", "seed is -1; it cannot be negative"),
+        ("{run} --method distill --layers 0", "layers is 0"),
+        ("{run} --method merge --device nonsense", "--device nonsense cannot be used here"),
+        ("{run} --method merge --env-kwargs {{x}}", "--env-kwargs is not JSON"),
+        ('{run} --method merge --env-kwargs {{"split":"train"}}', "--env-kwargs holds split"),
+        ('{run} --method merge --env-kwargs {{"num_envs":2}}', "--env-kwargs holds num_envs"),
+        ('{run} --method merge --env-kwargs {{"nonsense":2}}', "nonsense"),
+        ("{run} --method merge --env Broken-v9", "The score of example"),
+        ("{empty} --method merge", "state.json is damaged: it lacks env, env_kwargs, config"),
+        ("{cut} --method merge", "state.json is damaged: it is not JSON"),
+        ("{damaged} --method int8 --env Spell-v9", "No causal language model could be loaded"),
+        ("{scalar} --method int8 --env Pick-v9", "has a scalar head"),
         ("{plain} --method merge", "does not tell what it was trained on"),
         ("{plain} --method merge --env Spell-v9", "no adapter that could be merged"),
         ("{small} --method int8 --env Spell-v9", "held in 8 bits already"),
-        ("{plain} --method distill --env Which-v9", "is a choosing task"),
+        ("{plain} --method distill --env Pick-v9", "is a choosing task"),
         ("{plain} --method distill --env Spell-v9 --layers 9", "A student of 9 layers"),
         ("{plain} --method distill --env Spell-v9 --updates 0", "updates is 0"),
         ("{plain} --method int8 --env Spell-v9 --env-kwargs 3", "has to be a JSON object"),
@@ -498,19 +489,83 @@ def test_a_choosing_policy_is_compressed_with_its_base(method: str, tmp_path: Pa
     ],
 )
 def test_mistakes_are_told_in_one_sentence(
-    run: Path, tmp_path: Path, words: str, told: str, capsys: pytest.CaptureFixture[str]
+    run: Path,
+    mistaken: Path,
+    tmp_path: Path,
+    words: str,
+    told: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    files = {
+        p: p.read_bytes() for p in (*run.parent.rglob("*"), *mistaken.rglob("*")) if p.is_file()
+    }
     places = {"run": run, "plain": run.parent / "model"}
-    places |= {name: tmp_path / name for name in ("taken", "small")}
-    places["taken"].mkdir()
-    (places["taken"] / "compression.json").write_text("{}")
-    policy = make_policy(make_model())
-    quantize(policy.model)
-    policy.save_pretrained(places["small"])
+    places |= {p.name: p for p in mistaken.iterdir()}
+    given = words.format(**places).split()
+    if "--out" not in given:
+        given += ["--out", str(tmp_path / "out")]
+    if "--device" not in given:
+        given += ["--device", "cpu"]
     with pytest.raises(SystemExit) as stopped:
-        main([*words.format(**places).split(), "--device", "cpu"])
+        main(given)
     assert stopped.value.code == 2
     assert told in capsys.readouterr().err.replace("\n", " ")
+    # Nothing was written, and nothing written over; a score shows only after compression.
+    assert (tmp_path / "out").exists() == ("Broken" in words)
+    kept = {
+        p: p.read_bytes() for p in (*run.parent.rglob("*"), *mistaken.rglob("*")) if p.is_file()
+    }
+    assert kept == files
+
+
+def test_the_default_folder_is_not_written_over_either(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run.parent / "model", tmp_path / "model")
+    shutil.copytree(run.parent / "model", tmp_path / "int8")
+    with pytest.raises(SystemExit):
+        main(f"{tmp_path / 'model'} --method int8 --env Spell-v9 --device cpu".split())
+    assert "int8 is there already" in capsys.readouterr().err
+    assert not is_int8(tmp_path / "int8")
+
+
+def test_a_compression_that_is_killed_leaves_all_of_a_policy_or_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    words = f"{run} --method merge --out {out} --device cpu".split()
+    for where, left in (("agents.policies.causal_lm.save_model", False),
+                        ("agents.compress.speeds", True)):  # fmt: skip
+        with monkeypatch.context() as patch:
+            patch.setattr(where, killed)
+            with pytest.raises(SystemExit) as stopped:
+                main(words)
+        assert stopped.value.code == 130
+        assert "Interrupted." in capsys.readouterr().err
+        assert out.exists() == left
+    assert json.loads((out / "compression.json").read_text())["env"] == "Spell-v9"
+    CausalLMPolicy.from_pretrained(out, device="cpu")
+
+
+def test_a_checkpoint_is_found_as_training_or_a_crash_left_it(run: Path, tmp_path: Path) -> None:
+    def found() -> Source:
+        return locate(Arguments(str(tmp_path / "run"), "merge", DistillConfig()))
+
+    checkpoints = tmp_path / "run" / "checkpoints"
+    shutil.copytree(run, tmp_path / "run")
+    assert found().policy == str(checkpoints / "best/policy")
+    os.rename(checkpoints / "best", checkpoints / "best.old")  # killed between two renames
+    assert found().policy == str(checkpoints / "best.old/policy")
+    shutil.rmtree(checkpoints / "best.old")
+    assert found().policy == str(checkpoints / "last/policy")
+    state = json.loads((checkpoints / "last/state.json").read_text())
+    state["env_kwargs"] = {"split": "all", "letters": "a"}
+    (checkpoints / "last/state.json").write_text(json.dumps(state))
+    assert found().env_kwargs == {"letters": "a"}  # what was trained on is not validated on
+    assert found().folder == tmp_path / "run"
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,6 +46,7 @@ from agents.policies.scalar_head import HEAD_FILE, PairFrame, ScalarModel, pack
 from agents.rollout import Rollout, collect
 from llm_envs.core import registration
 from llm_envs.core.task import ChoosingTask, Episode, Outcome
+from three_tokens import relative
 
 PAD, CLS, SEP, END = 0, 1, 2, 3
 CONTEXT = 128
@@ -198,10 +199,6 @@ def gradients(model: Any, loss: Tensor) -> Tensor:
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
     model.zero_grad()
     return torch.cat([g.flatten().clone() for g in grads])
-
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
 
 
 def ask(policy: Any, prompt: str, texts: Sequence[str], action: int = 0) -> Decision:

@@ -47,6 +47,7 @@ from agents.rollout import Rollout, collect
 from agents.sampling import Completion, SamplingConfig, sampling_logits
 from llm_envs.core.task import Outcome, WritingTask
 from llm_envs.core.vector import TextVectorEnv
+from three_tokens import relative
 
 FAMILIES = ("gpt2", "llama", "llama-gqa")
 SMALL: dict[str, Any] = {
@@ -182,10 +183,6 @@ def gradients(model: Any, loss: Tensor) -> Tensor:
         [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten().clone()
          for p in model.parameters()]
     )  # fmt: skip
-
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
 
 
 def perturb(model: Any, scale: float = 0.3) -> None:

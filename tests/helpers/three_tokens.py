@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 from gymnasium.envs.registration import registry
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -21,9 +22,13 @@ from torch import Tensor
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 import llm_envs
@@ -161,38 +166,77 @@ def registered(tasks: Mapping[str, type[Task[Any]]]) -> Iterator[None]:
     registration._IDS[:] = before
 
 
+def task_fixture(tasks: Mapping[str, type[Task[Any]]]) -> Any:
+    """A fixture for all tests of a module: tasks registered as environments, one thread."""
+
+    @pytest.fixture(scope="module", autouse=True)
+    def registered_tasks() -> Iterator[None]:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        with registered(tasks):
+            yield
+        torch.set_num_threads(threads)
+
+    return registered_tasks
+
+
 # --- models and agents -------------------------------------------------------------------------
 
 
-def make_tokenizer() -> Any:
+def make_tokenizer(letters: str = "ab") -> Any:
     """One token a letter; the words of the layout are letters too, of one kind."""
-    raw = Tokenizer(models.WordLevel({"<end>": END, "a": A, "b": B, "?": 3}, unk_token="?"))
+    words = {"<end>": END, letters[0]: A, letters[1]: B, "?": 3}
+    raw = Tokenizer(models.WordLevel(words, unk_token="?"))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>", pad_token="<end>")
 
 
 def make_model(
-    family: str = "llama", vocabulary: int = 4, seed: int = 0, dropout: float = 0.0
+    family: str = "llama",
+    vocabulary: int = 4,
+    seed: int = 0,
+    dropout: float = 0.0,
+    *,
+    layers: int = 2,
+    inner: int = 32,
+    kv_heads: int = 2,
+    scale: float | None = None,
 ) -> Any:
+    """A model of width 16 with 2 heads.
+
+    Args:
+        family: "llama", "gpt2" (Conv1D; head tied to the embeddings), "qwen" (tied; has kinds of
+            layers) or "granite" (scales its logits, so that it cannot be split).
+        vocabulary: Number of tokens.
+        seed: Seed of the weights.
+        dropout: Share of what is dropped in training mode.
+        layers: Number of layers.
+        inner: Width inside the feed-forward layers; not of GPT-2.
+        kv_heads: Heads of keys and values; not of GPT-2.
+        scale: Standard deviation of the weights; 0.4 for GPT-2 and 0.25 for others if left out.
+    """
     torch.manual_seed(seed)
     common: dict[str, Any] = {"vocab_size": vocabulary, "bos_token_id": END, "eos_token_id": END}
     if family == "gpt2":
         drops: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
-        shape = {"n_positions": CONTEXT, "n_embd": 16, "n_layer": 2, "n_head": 2}
-        return GPT2LMHeadModel(GPT2Config(**common, **shape, **drops, initializer_range=0.4))  # type: ignore[arg-type]
-    return LlamaForCausalLM(
-        LlamaConfig(
-            **common,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=CONTEXT,
-            attention_dropout=dropout,
-            initializer_range=0.25,
-        )
-    )
+        shape = {"n_positions": CONTEXT, "n_embd": 16, "n_layer": layers, "n_head": 2}
+        common |= {**shape, **drops, "initializer_range": scale or 0.4}
+        return GPT2LMHeadModel(GPT2Config(**common))
+    common |= {
+        "hidden_size": 16,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": CONTEXT,
+        "attention_dropout": dropout,
+        "initializer_range": scale or 0.25,
+    }
+    if family == "qwen":
+        return Qwen3ForCausalLM(Qwen3Config(**common, tie_word_embeddings=True, head_dim=8))
+    if family == "granite":
+        return GraniteForCausalLM(GraniteConfig(**common, logits_scaling=2.0))
+    return LlamaForCausalLM(LlamaConfig(**common))
 
 
 def make_agent(

