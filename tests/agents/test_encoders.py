@@ -9,14 +9,11 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from gymnasium.envs.registration import registry
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import (
@@ -38,15 +35,14 @@ from transformers import (
     RobertaModel,
 )
 
-import llm_envs
 from agents import PPO, CandidatePolicy, Reinforce
 from agents.policies.candidate import Decision
 from agents.policies.models import Critic, eval_mode, frozen_copy, is_encoder
 from agents.policies.scalar_head import HEAD_FILE, PairFrame, ScalarModel, pack
 from agents.rollout import Rollout, collect
-from llm_envs.core import registration
-from llm_envs.core.task import ChoosingTask, Episode, Outcome
 from three_tokens import relative
+
+pytestmark = pytest.mark.usefixtures("three_token_tasks")
 
 PAD, CLS, SEP, END = 0, 1, 2, 3
 CONTEXT = 128
@@ -555,55 +551,10 @@ def test_p27_a_frozen_copy_never_changes(family: str, tokenizer: Any) -> None:
 # --- as an agent's policy --------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Wanted:
-    id: str
-    letter: str
-
-    @property
-    def unit(self) -> str:
-        return self.id
-
-
-class Pick(ChoosingTask[Wanted]):
-    """Choose the candidate that the user says, among two in random order."""
-
-    def __init__(self, split: str = "train") -> None:
-        super().__init__(2, 1)
-        self.examples = tuple(Wanted(f"{split} {w}", w) for w in "ab")
-
-    def begin(self, example: Wanted, rng: np.random.Generator) -> Episode[Wanted]:
-        candidates = tuple("ab" if rng.random() < 0.5 else "ba")
-        features = np.zeros((2, 1), np.float32)
-        seen = {"prompt": example.letter, "candidates": candidates, "features": features}
-        return Episode(example, rng, seen, ({"role": "user", "content": example.letter},))
-
-    def score(self, episodes: Sequence[Episode[Wanted]], actions: Sequence[Any]) -> list[Outcome]:
-        return [
-            Outcome(float(e.observation["candidates"][a] == e.example.letter))
-            for e, a in zip(episodes, actions, strict=True)
-        ]
-
-    def proceed(self, episode: Episode[Wanted], action: Any, outcome: Outcome) -> None:
-        episode.finished = True
-        said = episode.observation["candidates"][action]
-        episode.messages += ({"role": "assistant", "content": said},)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _task() -> Iterator[None]:
-    before = list(registration._IDS)
-    llm_envs.register("PickOne-v9", Pick)
-    yield
-    for name in set(registration._IDS) - set(before):
-        del registry[name], registry[f"llm_envs/{name}"]
-    registration._IDS[:] = before
-
-
 def make_agent(tokenizer: Any, family: str = "bert", seed: int = 0, **settings: Any) -> Any:
     policy = CandidatePolicy(make_model(family, dropout=0.1), tokenizer, head="scalar")
     shape = {"prompts": 4, "group_size": 4, "eval_every": 0}
-    return Reinforce(policy, "PickOne-v9", seed=seed, **{**shape, **settings})
+    return Reinforce(policy, "Pick-v9", seed=seed, **{**shape, **settings})
 
 
 def parameters(agent: Any) -> Tensor:
@@ -671,7 +622,7 @@ def test_a_setting_puts_a_scalar_head_on_a_causal_model() -> None:
 def test_ppo_learns_a_choice_and_its_value(tokenizer: Any) -> None:
     policy = CandidatePolicy(make_model("bert", dropout=0.1), tokenizer, head="scalar")
     agent = PPO(
-        policy, "PickOne-v9", seed=0, prompts=4, group_size=8, eval_every=0, learning_rate=3e-3
+        policy, "Pick-v9", seed=0, prompts=4, group_size=8, eval_every=0, learning_rate=3e-3
     )
     agent.learn(40 * 32)
     assert agent.evaluate("validation").score == 1.0
