@@ -21,7 +21,6 @@ Examples:
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import sys
 import time
@@ -31,63 +30,29 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 import gymnasium as gym
-import numpy as np
 import torch
 import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor, nn
 
 import llm_envs
 from agents import runs
 from agents.base import at_least, checkpoint_folder, replacing
+from agents.distill import DistillConfig, distill, make_student, mean_divergence
 from agents.evaluation import evaluate
-from agents.objectives import kl_divergence
 from agents.policies.candidate import CandidatePolicy
-from agents.policies.causal_lm import CausalLMPolicy, TokenSequence
+from agents.policies.causal_lm import CausalLMPolicy
 from agents.policies.int8 import is_int8, quantize
 from agents.policies.lora import BASE_FOLDER, has_adapter, read_pointer, resolved
-from agents.policies.models import TINY, in_chunks, pad_right, split_model
+from agents.policies.models import TINY
 from agents.policy_agent import POLICIES, Policy
 from agents.rollout import Player, collect, episode_seeds, play
-from agents.sampling import SamplingConfig, at_least_float32
+from agents.sampling import SamplingConfig
 from llm_envs.core.rendering import printable
 from llm_envs.datasets.splits import did_you_mean
 
 REPORT_FILE = "compression.json"
-
-
-@dataclass(frozen=True)
-class DistillConfig:
-    """How a student learns (--method distill)."""
-
-    student: str | None = None
-    """Student to train: "tiny", a folder, or a hub id, with the policy's vocabulary. By default it
-    is made of some layers of the policy."""
-    layers: int | None = None
-    """Layers of the policy that the student is made of, evenly spaced; None is half of them."""
-    updates: int = 200
-    """Gradient steps, each on new answers of the policy."""
-    prompts: int = 16
-    """Different episodes in one of them."""
-    group_size: int = 2
-    """Times that the policy plays each."""
-    learning_rate: float = 1e-3
-    """Of AdamW, falling to 0."""
-    micro_batch_tokens: int = 8192
-    """Most tokens in one forward pass."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "updates", "prompts", "group_size", "micro_batch_tokens")
-        if self.layers is not None:
-            at_least(self, 1, "layers")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; give more than 0.")
-        if self.student is not None and self.layers is not None:
-            raise ValueError(
-                f"--student {self.student} has its own layers; leave --layers {self.layers} out."
-            )
 
 
 @dataclass(frozen=True)
@@ -266,7 +231,7 @@ def check_out(out: Path, policy: str) -> None:
             raise ValueError(f"{out}{end} is cleared while {out} is made. Choose another --out.")
 
 
-# --- the three ways ------------------------------------------------------------------------------
+# --- merging, and eight bits ---------------------------------------------------------------------
 
 PolicyT = TypeVar("PolicyT", bound=Policy)
 
@@ -300,160 +265,6 @@ def in_int8(load: Callable[..., PolicyT]) -> PolicyT:
     if isinstance(policy, CandidatePolicy) and policy.base is not None:
         quantize(policy.base)
     return policy
-
-
-def shrunk(model: Any, layers: int) -> Any:
-    """Return a model made of some layers of another: evenly spaced, the first and last with them.
-
-    Args:
-        model: A causal language model.
-        layers: How many.
-
-    Raises:
-        ValueError: The model has fewer, or it is not known where they are.
-    """
-    config = copy.deepcopy(model.config)
-    depth = config.num_hidden_layers
-    found = [
-        name
-        for name, m in model.named_modules()
-        if isinstance(m, nn.ModuleList) and len(m) == depth and type(m[0]) is type(m[-1])
-    ]
-    if not 1 <= layers <= depth or not found:
-        raise ValueError(
-            f"A student of {layers} layers cannot be made of {type(model).__name__}, which has "
-            f"{depth}. Give --layers of at most that, or a --student."
-        )
-    kept = np.linspace(0, depth - 1, layers).round().astype(int).tolist()
-    config.num_hidden_layers = layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[i] for i in kept]
-    small = type(model)(config)
-    prefix = found[0] + "."
-    place = {f"{prefix}{old}.": f"{prefix}{new}." for new, old in enumerate(kept)}
-    weights = {}
-    for name, weight in model.state_dict().items():
-        if not name.startswith(prefix):
-            weights[name] = weight
-        elif (layer := prefix + name[len(prefix) :].split(".")[0] + ".") in place:
-            weights[place[layer] + name.removeprefix(layer)] = weight
-    small.load_state_dict(weights)
-    return small.to(device=model.device, dtype=model.dtype)
-
-
-def divergences(
-    teacher: CausalLMPolicy, student: CausalLMPolicy, sequences: Sequence[TokenSequence]
-) -> Tensor:
-    """Return KL(teacher ‖ student) of the next token wherever one was sampled, at temperature 1.
-
-    Args:
-        teacher: Its distributions are what is to be learned.
-        student: Has the same vocabulary; the gradients are its.
-        sequences: Conversations, N sampled tokens in all.
-
-    Returns:
-        (N,) in nats.
-    """
-    ids = pad_right([s.ids for s in sequences], teacher.pad)
-    sampled = pad_right([s.turns for s in sequences], -1) >= 0
-    places = (sampled.flatten().nonzero()[:, 0] - 1).to(teacher.device)
-    with torch.no_grad():
-        taught = teacher.read(ids)
-    learned = student.read(ids)
-
-    def at(places: Tensor) -> tuple[Tensor]:
-        with torch.no_grad():
-            target = at_least_float32(taught.logits(places)).log_softmax(-1)
-        return (kl_divergence(target, at_least_float32(learned.logits(places)).log_softmax(-1)),)
-
-    vocabulary = teacher.model.config.get_text_config().vocab_size
-    return in_chunks(at, places, vocabulary=vocabulary)[0]
-
-
-def mean_divergence(
-    teacher: CausalLMPolicy,
-    student: CausalLMPolicy,
-    sequences: Sequence[TokenSequence],
-    *,
-    learn: bool = False,
-) -> float:
-    """Return the mean of :func:`divergences`; ``learn`` adds its gradient to the student's."""
-    tokens = max(1, sum(t >= 0 for s in sequences for t in s.turns))
-    total = 0.0
-    for members in student.micro_batches(sequences):
-        with torch.set_grad_enabled(learn):
-            share = divergences(teacher, student, [sequences[i] for i in members]).sum() / tokens
-        if learn:
-            share.backward()  # type: ignore[no-untyped-call]
-        total += float(share.detach())
-    return total
-
-
-def make_student(teacher: CausalLMPolicy, config: DistillConfig, device: str) -> CausalLMPolicy:
-    """Return the student before it learns.
-
-    Raises:
-        ValueError: Its vocabulary is another one.
-    """
-    if config.student is None:
-        depth = teacher.model.config.num_hidden_layers
-        model = shrunk(teacher.model, config.layers or max(1, depth // 2))
-        student = copy.copy(teacher)
-        student.model, student.parts = model, split_model(model)
-    else:
-        student = CausalLMPolicy.from_pretrained(config.student, device=device)
-    if student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
-        raise ValueError(
-            f"--student {config.student} has another vocabulary than the policy, so its "
-            "distributions cannot be compared. Leave --student out to make one of the policy's "
-            "layers."
-        )
-    student.micro_batch_tokens = config.micro_batch_tokens
-    return student
-
-
-def distill(
-    teacher: CausalLMPolicy,
-    student: CausalLMPolicy,
-    source: Source,
-    config: DistillConfig,
-    *,
-    seed: int,
-    progress: Callable[[int, float], None] = lambda update, kl: None,
-) -> None:
-    """Train a student to have its teacher's distributions where the teacher goes.
-
-    L = (1/N) Σ_t KL(p_teacher(· | x_t) ‖ p_student(· | x_t)) over the N tokens of answers that the
-    teacher samples on the training split: the forward divergence, which covers all that it says.
-
-    Source: Hinton et al. (2015), "Distilling the Knowledge in a Neural Network"; Kim and Rush
-    (2016), "Sequence-Level Knowledge Distillation".
-
-    Args:
-        teacher: Plays.
-        student: Is trained, in place.
-        source: Says what is played.
-        config: How long, how fast.
-        seed: Seed of episodes and answers.
-        progress: Told the number of each update and its mean divergence.
-    """
-    rows = config.prompts * config.group_size
-    envs: Any = gym.make_vec(source.env, num_envs=rows, **{**source.env_kwargs, "split": "train"})
-    teacher.generator.manual_seed(seed)
-    parameters = list(student.model.requires_grad_(True).parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
-    sampling = SamplingConfig(source.max_new_tokens)
-    for update in range(config.updates):
-        seeds = episode_seeds(seed, update, config.prompts, config.group_size)
-        rollout = collect(teacher.begin(sampling), envs, seeds=seeds)
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * (1 - update / config.updates)
-        kl = mean_divergence(teacher, student, rollout.sequences, learn=True)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        progress(update + 1, kl)
-    envs.close()
 
 
 # --- measuring -----------------------------------------------------------------------------------
@@ -563,7 +374,14 @@ def compress(a: Arguments, console: Console) -> dict[str, Any]:
         small = student = make_student(teacher, a.distill, a.device)
         try:
             distill(
-                teacher, student, source, a.distill, seed=a.seed, progress=_progress(a, console)
+                teacher,
+                student,
+                source.env,
+                a.distill,
+                env_kwargs=source.env_kwargs,
+                max_new_tokens=source.max_new_tokens,
+                seed=a.seed,
+                progress=_progress(a, console),
             )
         except KeyboardInterrupt:
             console.print("Stopped; the student is kept as it is.")

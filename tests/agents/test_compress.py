@@ -19,18 +19,14 @@ from torch import Tensor, nn
 
 import three_tokens
 from agents import CandidatePolicy, CausalLMPolicy, Reinforce
-from agents.compress import (
-    Arguments,
+from agents.compress import Arguments, Source, locate, main, weight_files
+from agents.distill import (
     DistillConfig,
-    Source,
     distill,
     divergences,
-    locate,
-    main,
     make_student,
     mean_divergence,
     shrunk,
-    weight_files,
 )
 from agents.policies.int8 import (
     FEW_ROWS,
@@ -308,8 +304,15 @@ def test_distilling_brings_a_student_near_its_teacher_on_answers_it_has_not_seen
     held_out = rollout_of(teacher, split="validation").sequences
     before = mean_divergence(teacher, student, held_out)
     told: list[tuple[int, float]] = []
-    source = Source("", "Spell-v9", {}, 4, Path("."))
-    distill(teacher, student, source, config, seed=1, progress=lambda *found: told.append(found))
+    distill(
+        teacher,
+        student,
+        "Spell-v9",
+        config,
+        max_new_tokens=4,
+        seed=1,
+        progress=lambda *found: told.append(found),
+    )
     after = mean_divergence(teacher, student, held_out)
     assert after < before / 3
     assert [update for update, _ in told] == list(range(1, 61))
@@ -322,7 +325,7 @@ def test_p25_one_seed_distils_one_student() -> None:
     for seed in (1, 1, 2):
         teacher = make_policy(make_model())
         student = make_student(teacher, config, "cpu")
-        distill(teacher, student, Source("", "Spell-v9", {}, 4, Path(".")), config, seed=seed)
+        distill(teacher, student, "Spell-v9", config, max_new_tokens=4, seed=seed)
         found.append(torch.cat([p.flatten() for p in student.model.parameters()]))
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])

@@ -1,0 +1,214 @@
+"""Distillation: a smaller language model learns the distributions of one that writes.
+
+The student is made of some layers of its teacher, or is another model of the same vocabulary. The
+command line for it is :mod:`agents.compress`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agents.base import at_least
+from agents.objectives import kl_divergence
+from agents.policies.causal_lm import CausalLMPolicy, TokenSequence
+from agents.policies.models import in_chunks, pad_right, split_model
+from agents.rollout import collect, episode_seeds
+from agents.sampling import SamplingConfig, at_least_float32
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """How a student learns (--method distill)."""
+
+    student: str | None = None
+    """Student to train: "tiny", a folder, or a hub id, with the policy's vocabulary. By default it
+    is made of some layers of the policy."""
+    layers: int | None = None
+    """Layers of the policy that the student is made of, evenly spaced; None is half of them."""
+    updates: int = 200
+    """Gradient steps, each on new answers of the policy."""
+    prompts: int = 16
+    """Different episodes in one of them."""
+    group_size: int = 2
+    """Times that the policy plays each."""
+    learning_rate: float = 1e-3
+    """Of AdamW, falling to 0."""
+    micro_batch_tokens: int = 8192
+    """Most tokens in one forward pass."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "updates", "prompts", "group_size", "micro_batch_tokens")
+        if self.layers is not None:
+            at_least(self, 1, "layers")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}; give more than 0.")
+        if self.student is not None and self.layers is not None:
+            raise ValueError(
+                f"--student {self.student} has its own layers; leave --layers {self.layers} out."
+            )
+
+
+def shrunk(model: Any, layers: int) -> Any:
+    """Return a model made of some layers of another: evenly spaced, the first and last with them.
+
+    Args:
+        model: A causal language model.
+        layers: How many.
+
+    Raises:
+        ValueError: The model has fewer, or it is not known where they are.
+    """
+    config = copy.deepcopy(model.config)
+    depth = config.num_hidden_layers
+    found = [
+        name
+        for name, m in model.named_modules()
+        if isinstance(m, nn.ModuleList) and len(m) == depth and type(m[0]) is type(m[-1])
+    ]
+    if not 1 <= layers <= depth or not found:
+        raise ValueError(
+            f"A student of {layers} layers cannot be made of {type(model).__name__}, which has "
+            f"{depth}. Give --layers of at most that, or a --student."
+        )
+    kept = np.linspace(0, depth - 1, layers).round().astype(int).tolist()
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[i] for i in kept]
+    small = type(model)(config)
+    prefix = found[0] + "."
+    place = {f"{prefix}{old}.": f"{prefix}{new}." for new, old in enumerate(kept)}
+    weights = {}
+    for name, weight in model.state_dict().items():
+        if not name.startswith(prefix):
+            weights[name] = weight
+        elif (layer := prefix + name[len(prefix) :].split(".")[0] + ".") in place:
+            weights[place[layer] + name.removeprefix(layer)] = weight
+    small.load_state_dict(weights)
+    return small.to(device=model.device, dtype=model.dtype)
+
+
+def divergences(
+    teacher: CausalLMPolicy, student: CausalLMPolicy, sequences: Sequence[TokenSequence]
+) -> Tensor:
+    """Return KL(teacher ‖ student) of the next token wherever one was sampled, at temperature 1.
+
+    Args:
+        teacher: Its distributions are what is to be learned.
+        student: Has the same vocabulary; the gradients are its.
+        sequences: Conversations, N sampled tokens in all.
+
+    Returns:
+        (N,) in nats.
+    """
+    ids = pad_right([s.ids for s in sequences], teacher.pad)
+    sampled = pad_right([s.turns for s in sequences], -1) >= 0
+    places = (sampled.flatten().nonzero()[:, 0] - 1).to(teacher.device)
+    with torch.no_grad():
+        taught = teacher.read(ids)
+    learned = student.read(ids)
+
+    def at(places: Tensor) -> tuple[Tensor]:
+        with torch.no_grad():
+            target = at_least_float32(taught.logits(places)).log_softmax(-1)
+        return (kl_divergence(target, at_least_float32(learned.logits(places)).log_softmax(-1)),)
+
+    vocabulary = teacher.model.config.get_text_config().vocab_size
+    return in_chunks(at, places, vocabulary=vocabulary)[0]
+
+
+def mean_divergence(
+    teacher: CausalLMPolicy,
+    student: CausalLMPolicy,
+    sequences: Sequence[TokenSequence],
+    *,
+    learn: bool = False,
+) -> float:
+    """Return the mean of :func:`divergences`; ``learn`` adds its gradient to the student's."""
+    tokens = max(1, sum(t >= 0 for s in sequences for t in s.turns))
+    total = 0.0
+    for members in student.micro_batches(sequences):
+        with torch.set_grad_enabled(learn):
+            share = divergences(teacher, student, [sequences[i] for i in members]).sum() / tokens
+        if learn:
+            share.backward()  # type: ignore[no-untyped-call]
+        total += float(share.detach())
+    return total
+
+
+def make_student(teacher: CausalLMPolicy, config: DistillConfig, device: str) -> CausalLMPolicy:
+    """Return the student before it learns.
+
+    Raises:
+        ValueError: Its vocabulary is another one.
+    """
+    if config.student is None:
+        depth = teacher.model.config.num_hidden_layers
+        model = shrunk(teacher.model, config.layers or max(1, depth // 2))
+        student = copy.copy(teacher)
+        student.model, student.parts = model, split_model(model)
+    else:
+        student = CausalLMPolicy.from_pretrained(config.student, device=device)
+    if student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
+        raise ValueError(
+            f"--student {config.student} has another vocabulary than the policy, so its "
+            "distributions cannot be compared. Leave --student out to make one of the policy's "
+            "layers."
+        )
+    student.micro_batch_tokens = config.micro_batch_tokens
+    return student
+
+
+def distill(
+    teacher: CausalLMPolicy,
+    student: CausalLMPolicy,
+    env: str,
+    config: DistillConfig,
+    *,
+    env_kwargs: dict[str, Any] | None = None,
+    max_new_tokens: int,
+    seed: int,
+    progress: Callable[[int, float], None] = lambda update, kl: None,
+) -> None:
+    """Train a student to have its teacher's distributions where the teacher goes.
+
+    L = (1/N) Σ_t KL(p_teacher(· | x_t) ‖ p_student(· | x_t)) over the N tokens of answers that the
+    teacher samples on the training split: the forward divergence, which covers all that it says.
+
+    Source: Hinton et al. (2015), "Distilling the Knowledge in a Neural Network"; Kim and Rush
+    (2016), "Sequence-Level Knowledge Distillation".
+
+    Args:
+        teacher: Plays.
+        student: Is trained, in place.
+        env: Id of the environment that is played.
+        config: How long, how fast.
+        env_kwargs: Its further arguments; a split among them does not count.
+        max_new_tokens: Length limit of an answer.
+        seed: Seed of episodes and answers.
+        progress: Told the number of each update and its mean divergence.
+    """
+    rows = config.prompts * config.group_size
+    envs: Any = gym.make_vec(env, num_envs=rows, **{**(env_kwargs or {}), "split": "train"})
+    teacher.generator.manual_seed(seed)
+    parameters = list(student.model.requires_grad_(True).parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
+    sampling = SamplingConfig(max_new_tokens)
+    for update in range(config.updates):
+        seeds = episode_seeds(seed, update, config.prompts, config.group_size)
+        rollout = collect(teacher.begin(sampling), envs, seeds=seeds)
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * (1 - update / config.updates)
+        kl = mean_divergence(teacher, student, rollout.sequences, learn=True)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        progress(update + 1, kl)
+    envs.close()
