@@ -958,7 +958,6 @@ def test_replay_says_what_it_takes_and_what_came_of_it(
 ) -> None:
     for argv, named in (
         ([], "python -m agents.replay RUN/failed"),
-        (["--help"], "python -m agents.replay RUN/failed"),
         ([str(tmp_path)], f"{tmp_path} is not a checkpoint: it holds no agent/state.json"),
     ):
         with pytest.raises(SystemExit, match=named):
