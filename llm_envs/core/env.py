@@ -10,7 +10,7 @@ import gymnasium as gym
 
 from llm_envs.core import play
 from llm_envs.core.rendering import transcript
-from llm_envs.core.task import Episode, Task
+from llm_envs.core.task import Episode, Task, make_task
 
 
 class TextEnv(gym.Env[Any, Any]):
@@ -44,7 +44,7 @@ class TextEnv(gym.Env[Any, Any]):
             raise ValueError(f"render_mode is {render_mode!r}; use 'ansi', 'human' or None.")
         self.render_mode = render_mode
         self.reward_range = play.check_reward_range(reward_range)
-        self.task = play.make_task(task, task_arguments)
+        self.task = make_task(task, task_arguments)
         # Copies: each environment's spaces have a seed of their own, and the task is shared.
         self.observation_space = copy.deepcopy(self.task.observation_space)
         self.action_space = copy.deepcopy(self.task.action_space)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import math
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -20,45 +18,6 @@ from llm_envs.datasets.splits import did_you_mean
 
 Info = dict[str, Any]
 RewardRange = tuple[float, float]
-
-
-def make_task(
-    task: str | type[Task[Any]] | Task[Any],
-    arguments: Mapping[str, Any],
-    others: Sequence[str] = ("reward_range", "render_mode"),
-) -> Task[Any]:
-    """Return the task, making it from ``"module:Class"`` or a class where need be.
-
-    Args:
-        task: The task, its class, or where to import the class from.
-        arguments: The task's arguments.
-        others: The arguments that the environment takes itself, for messages.
-
-    Raises:
-        TypeError: An argument is unknown to the task; the message lists the known ones.
-        ValueError: The data set is empty.
-    """
-    if isinstance(task, Task):
-        if arguments:
-            raise TypeError(f"A finished task takes no arguments, but {sorted(arguments)} came.")
-        return task
-    cls = task
-    if isinstance(cls, str):
-        module, _, name = cls.partition(":")
-        cls = getattr(importlib.import_module(module), name)
-    known = [p for p in inspect.signature(cls).parameters if p != "self"]
-    for name in arguments:
-        if name not in known:
-            choices = [*known, *others]
-            raise TypeError(
-                f"{cls.__name__} has no argument {name!r}.{did_you_mean(name, choices)} "
-                f"It takes {', '.join(choices)}."
-            )
-    made = cls(**arguments)
-    made.recipe = (task, dict(arguments))
-    if not len(made.examples):
-        raise ValueError(f"{cls.__name__} has no example for the arguments {dict(arguments)}.")
-    return made
 
 
 def check_reward_range(reward_range: RewardRange) -> RewardRange:

@@ -6,6 +6,8 @@ it, ``TextVectorEnv`` plays many in lockstep; both go through the few methods of
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_envs.core.spaces import MAX_OBSERVATION_LENGTH, Text
+from llm_envs.datasets.splits import did_you_mean
 
 Message = dict[str, str]
 
@@ -124,9 +127,46 @@ class Task(ABC, Generic[ExampleT]):
     def __reduce__(self) -> Any:
         if self.recipe is None:
             return super().__reduce__()
-        from llm_envs.core.play import make_task
-
         return make_task, self.recipe
+
+
+def make_task(
+    task: str | type[Task[Any]] | Task[Any],
+    arguments: Mapping[str, Any],
+    others: Sequence[str] = ("reward_range", "render_mode"),
+) -> Task[Any]:
+    """Return the task, making it from ``"module:Class"`` or a class where need be.
+
+    Args:
+        task: The task, its class, or where to import the class from.
+        arguments: The task's arguments.
+        others: The arguments that the environment takes itself, for messages.
+
+    Raises:
+        TypeError: An argument is unknown to the task; the message lists the known ones.
+        ValueError: The data set is empty.
+    """
+    if isinstance(task, Task):
+        if arguments:
+            raise TypeError(f"A finished task takes no arguments, but {sorted(arguments)} came.")
+        return task
+    cls = task
+    if isinstance(cls, str):
+        module, _, name = cls.partition(":")
+        cls = getattr(importlib.import_module(module), name)
+    known = [p for p in inspect.signature(cls).parameters if p != "self"]
+    for name in arguments:
+        if name not in known:
+            choices = [*known, *others]
+            raise TypeError(
+                f"{cls.__name__} has no argument {name!r}.{did_you_mean(name, choices)} "
+                f"It takes {', '.join(choices)}."
+            )
+    made = cls(**arguments)
+    made.recipe = (task, dict(arguments))
+    if not len(made.examples):
+        raise ValueError(f"{cls.__name__} has no example for the arguments {dict(arguments)}.")
+    return made
 
 
 def whole_number(name: str, value: SupportsIndex, least: int = 1) -> int:

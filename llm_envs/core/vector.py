@@ -16,7 +16,7 @@ from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 
 from llm_envs.core import play
 from llm_envs.core.rendering import transcript
-from llm_envs.core.task import Episode, Task
+from llm_envs.core.task import Episode, Task, make_task
 
 
 class TextVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
@@ -66,9 +66,7 @@ class TextVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self.group_size = group_size
         self.render_mode = render_mode
         self.reward_range = play.check_reward_range(reward_range)
-        self.task = play.make_task(
-            task, task_arguments, ("group_size", "reward_range", "render_mode")
-        )
+        self.task = make_task(task, task_arguments, ("group_size", "reward_range", "render_mode"))
         self.single_observation_space = copy.deepcopy(self.task.observation_space)
         self.single_action_space = copy.deepcopy(self.task.action_space)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
