@@ -45,7 +45,7 @@ from agents.policies.candidate import CandidatePolicy
 from agents.policies.causal_lm import CausalLMPolicy
 from agents.policies.int8 import is_int8, quantize
 from agents.policies.lora import BASE_FOLDER, has_adapter, read_pointer, resolved
-from agents.policies.models import TINY
+from agents.policies.models import folder_of
 from agents.policy_agent import POLICIES, Policy
 from agents.rollout import Player, collect, episode_seeds, play
 from agents.sampling import SamplingConfig
@@ -272,7 +272,7 @@ def in_int8(load: Callable[..., PolicyT]) -> PolicyT:
 
 def weight_files(name: str | Path) -> set[Path]:
     """Return the files that hold the weights of a policy, those of a model beneath it too."""
-    folder = TINY if str(name) == "tiny" else Path(name)
+    folder = folder_of(name)
     if not folder.is_dir():
         from transformers.utils.hub import cached_file
 

@@ -32,6 +32,7 @@ from agents.policies.models import (
     bfloat16,
     branch_mask,
     context_length,
+    folder_of,
     in_chunks,
     is_encoder,
     layers_recomputed,
@@ -220,7 +221,7 @@ class CandidatePolicy:
             model, tokenizer = load_scalar_model(name, device, dtype)
             return cls(model, tokenizer, **arguments)
         model, tokenizer = load_model(name, device, dtype, lora=lora, merge=merge)
-        folder = Path(name)
+        folder = folder_of(name)
         if (folder / "base").is_dir():
             if not merge and read_pointer(folder / "base"):
                 arguments["base"] = AdapterOff(model)

@@ -25,6 +25,7 @@ from agents.policies.models import (
     bfloat16,
     context_length,
     eval_mode,
+    folder_of,
     in_chunks,
     load_model,
     pad_right,
@@ -164,8 +165,7 @@ class CausalLMPolicy:
         A folder that ``save_pretrained`` wrote tells ``chat`` and ``system`` too.
         """
         model, tokenizer = load_model(name, device, dtype, lora=lora, merge=merge)
-        settings = Path(name) / CHAT_FILE
-        if str(name) != "tiny" and settings.exists():
+        if (settings := folder_of(name) / CHAT_FILE).exists():
             arguments = json.loads(settings.read_text(encoding="utf-8")) | arguments
         return cls(model, tokenizer, **arguments)
 

@@ -200,6 +200,14 @@ def bfloat16_wanted(autocast: str, device: torch.device) -> bool:
 TINY = Path(__file__).parent / "tiny"
 
 
+def folder_of(name: str | Path) -> Path:
+    """Return where a model lies, if it is no hub id.
+
+    "tiny" is the embedded one, whatever the working directory holds.
+    """
+    return TINY if str(name) == "tiny" else Path(name)
+
+
 def load_model(
     name: str | Path,
     device: str,
@@ -231,7 +239,7 @@ def load_model(
 
     if not isinstance(precision := getattr(torch, dtype, None), torch.dtype):
         raise ValueError(f"{dtype!r} is no dtype of torch. Use 'float32' or 'bfloat16'.")
-    where = TINY if str(name) == "tiny" else name
+    where = TINY if str(name) == "tiny" else name  # a hub id is no path
     pointer = read_pointer(where)
     model: Any
     try:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -29,6 +30,7 @@ from agents.policies.models import (
     branch_mask,
     context_length,
     eval_mode,
+    folder_of,
     is_encoder,
     load_model,
     pad_right,
@@ -273,17 +275,24 @@ def load_scalar_model(name: str | Path, device: str, dtype: str) -> tuple[Scalar
         name: As in :func:`load_model`, any encoder too. Without a saved head it gets a new one.
         device: ``"auto"`` or a torch device.
         dtype: Name of a torch dtype.
+
+    Raises:
+        ValueError: See :func:`load_model`; or the head is damaged.
     """
     trunk, tokenizer = load_model(name, device, dtype, writes=False)
     model = ScalarModel(trunk, tokenizer)
     if has_scalar_head(name):
-        model.head.load_state_dict(load_file(Path(name) / HEAD_FILE))
+        path = folder_of(name) / HEAD_FILE
+        try:
+            model.head.load_state_dict(load_file(path))
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(f"The scalar head {path} is damaged: {error}") from error
     return model, tokenizer
 
 
 def has_scalar_head(name: str | Path) -> bool:
     """Return whether a name is that of a folder in which a scalar head was saved."""
-    return (Path(name) / HEAD_FILE).is_file()
+    return (folder_of(name) / HEAD_FILE).is_file()
 
 
 def pack(lengths: Sequence[int], room: int) -> list[list[int]]:

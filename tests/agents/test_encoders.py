@@ -517,6 +517,26 @@ def test_a_causal_model_is_scored_by_likelihood_unless_asked_otherwise(
         CandidatePolicy.from_pretrained("nowhere")
 
 
+def test_a_damaged_head_is_named(tokenizer: Any, tmp_path: Path) -> None:
+    make_policy("bert", tokenizer).save_pretrained(tmp_path)
+    for content in (b"damaged", (tmp_path / HEAD_FILE).read_bytes()[:-8]):
+        (tmp_path / HEAD_FILE).write_bytes(content)
+        with pytest.raises(ValueError, match=f"scalar head .*{HEAD_FILE} is damaged"):
+            CandidatePolicy.from_pretrained(tmp_path)
+
+
+def test_the_embedded_model_is_not_a_folder_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / HEAD_FILE).write_bytes(b"")
+    (tmp_path / "tiny/reply.json").write_text('"I like it."')
+    monkeypatch.chdir(tmp_path)
+    policy = CandidatePolicy.from_pretrained("tiny")
+    assert not policy.scalar
+    assert policy.reply_text is None
+
+
 def test_the_head_lies_in_safetensors_beside_the_model(tokenizer: Any, tmp_path: Path) -> None:
     make_policy("bert", tokenizer).save_pretrained(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} >= {HEAD_FILE, "model.safetensors", "config.json"}
