@@ -109,20 +109,20 @@ def plot(a: Arguments, path: Path) -> None:
 
     table = rows(a)
     names = [name for name in reversed(table) if name != INITIAL]
-    figure = Figure(figsize=(3.6 * len(a.envs), 0.6 + 0.3 * len(names)), layout="constrained")
-    for env, axes in zip(a.envs, figure.subplots(1, len(a.envs), squeeze=False)[0], strict=True):
+    figure = Figure(figsize=(3.6 * len(a.envs), 0.9 + 0.3 * len(names)), layout="constrained")
+    panels = figure.subplots(1, len(a.envs), squeeze=False, sharey=True)[0]
+    for env, axes in zip(a.envs, panels, strict=True):
         for y, name in enumerate(names):
             scores = table[name][env]
             axes.plot(scores, [y] * len(scores), "o", color="#3182bd", alpha=0.6, markersize=5)
             if scores:
                 axes.plot([np.mean(scores)] * 2, [y - 0.35, y + 0.35], color="#e6550d", linewidth=2)
         for initial in table[INITIAL][env]:
-            axes.axvline(initial, color="grey", linestyle=":", label=INITIAL)
-            axes.legend(loc="best", fontsize="x-small")
-        axes.set(title=env, xlabel="test score", yticks=range(len(names)), yticklabels=names)
+            axes.axvline(initial, color="grey", linestyle=":")
+        axes.set(title=env, xlabel="test score", ylim=(-0.6, len(names) - 0.4))
         axes.grid(axis="x", alpha=0.3)
-        if axes is not figure.axes[0]:
-            axes.set_yticklabels([])
+    panels[0].set(yticks=range(len(names)), yticklabels=names)
+    figure.suptitle("dot: a seed; bar: their mean; dotted: the initial policy", fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=144)
 
