@@ -160,10 +160,12 @@ def registered(tasks: Mapping[str, type[Task[Any]]]) -> Iterator[None]:
     before = list(registration._IDS)
     for name, task in tasks.items():
         llm_envs.register(name, task)
-    yield
-    for name in set(registration._IDS) - set(before):
-        del registry[name], registry[f"llm_envs/{name}"]
-    registration._IDS[:] = before
+    try:
+        yield
+    finally:
+        for name in set(registration._IDS) - set(before):
+            del registry[name], registry[f"llm_envs/{name}"]
+        registration._IDS[:] = before
 
 
 def task_fixture(tasks: Mapping[str, type[Task[Any]]]) -> Any:
