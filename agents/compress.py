@@ -41,6 +41,7 @@ from agents import runs
 from agents.base import at_least, checkpoint_folder, replacing
 from agents.distill import DistillConfig, distill, make_student, mean_divergence
 from agents.evaluation import evaluate
+from agents.flags import check_device, parse_env_kwargs
 from agents.policies.candidate import CandidatePolicy
 from agents.policies.causal_lm import CausalLMPolicy
 from agents.policies.int8 import is_int8, quantize
@@ -173,15 +174,7 @@ def _read(path: Path, **needed: type) -> dict[str, Any]:
 
 def _parsed(env_kwargs: str) -> dict[str, Any]:
     """Return what --env-kwargs says."""
-    like = "like '{\"max_turns\": 2}', in single quotes for the shell"
-    try:
-        found = json.loads(env_kwargs)
-    except ValueError as error:
-        raise ValueError(
-            f"--env-kwargs is not JSON ({error}): {env_kwargs}. Write it {like}."
-        ) from error
-    if not isinstance(found, dict):
-        raise ValueError(f"--env-kwargs is {env_kwargs}; it has to be a JSON object, {like}.")
+    found = parse_env_kwargs(env_kwargs)
     for name in ("split", "num_envs"):
         if name in found:
             raise ValueError(
@@ -192,23 +185,6 @@ def _parsed(env_kwargs: str) -> dict[str, Any]:
 
 
 # --- before any work -----------------------------------------------------------------------------
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that cannot be computed on.
-
-    Raises:
-        ValueError: It cannot.
-    """
-    if device == "auto":
-        return
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        cause = str(error).splitlines()[0]
-        raise ValueError(
-            f"--device {device} cannot be used here ({cause}). Use auto, or cpu."
-        ) from error
 
 
 def check_out(out: Path, policy: str) -> None:

@@ -34,6 +34,7 @@ import llm_envs
 from agents import distributed, runs
 from agents.base import Agent, ConfigT, bare_id, checkpoint_folder, has_checkpoint, stored_settings
 from agents.distributed import Strategy, World
+from agents.flags import check_device, parse_env_kwargs
 from agents.policy_agent import PolicyAgent
 from agents.registry import agent_class
 from agents.report import report
@@ -189,14 +190,7 @@ def prepare(a: Arguments[Any], console: Console, held: contextlib.ExitStack, wor
     """
     if a.steps < 1:
         raise ValueError(f"--steps is {a.steps}; it has to be 1 or more.")
-    if a.device != "auto":
-        try:
-            torch.zeros(1, device=a.device)
-        except (RuntimeError, AssertionError) as error:
-            cause = str(error).splitlines()[0]
-            raise ValueError(
-                f"--device {a.device} cannot be used here ({cause}). Use auto, or cpu."
-            ) from error
+    check_device(a.device)
     if a.resume is None:
         return _fresh(a, console, held, world)
     return _resumed(a, a.resume, console, held, world)
@@ -327,18 +321,7 @@ def _tracker(
 
 def _as_config(a: Arguments[Any]) -> dict[str, Any]:
     """Return the arguments as ``config.json`` holds them."""
-    try:
-        env_kwargs = json.loads(a.env_kwargs)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"--env-kwargs is not JSON ({error}): {a.env_kwargs}. Write it like "
-            "'{\"max_turns\": 2}', in single quotes for the shell."
-        ) from error
-    if not isinstance(env_kwargs, dict):
-        raise ValueError(
-            f"--env-kwargs is {a.env_kwargs}; it has to be a JSON object of names and values, like "
-            "'{\"max_turns\": 2}'."
-        )
+    env_kwargs = parse_env_kwargs(a.env_kwargs)
     if "num_envs" in env_kwargs:
         raise ValueError(
             "--env-kwargs holds num_envs; how many episodes are played side by side is --prompts "

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from three_tokens import TASKS, registered
+from three_tokens import TASKS, task_fixture
 
 
 def _wandb_records(path: Path) -> Iterator[Any]:
@@ -46,11 +45,4 @@ def read_wandb() -> Callable[[Path], list[Any]]:
     return lambda path: list(_wandb_records(path))
 
 
-@pytest.fixture(scope="module")
-def three_token_tasks() -> Iterator[None]:
-    """The tasks of three tokens under their ids, on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with registered(TASKS):
-        yield
-    torch.set_num_threads(threads)
+three_token_tasks = task_fixture(TASKS, autouse=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from agents.sampling import SamplingConfig
 from agents.sb3 import SB3A2C, SB3DQN, SB3PPO
 from llm_envs.core.task import ChoosingTask, Episode, Outcome
 from llm_envs.wrappers import NumericView, TokenView
-from three_tokens import CONTEXT, END, B, Bandit, Identity, Wanted, make_tokenizer, registered
+from three_tokens import CONTEXT, END, B, Bandit, Identity, Wanted, make_tokenizer, task_fixture
 
 
 class Broken(Bandit):
@@ -85,14 +85,7 @@ class Pick(ChoosingTask[Wanted]):
 
 TASKS = {"Identity-v8": Identity, "Bandit-v8": Bandit, "Broken-v8": Broken, "Pick-v8": Pick}
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _tasks() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with registered(TASKS):
-        yield
-    torch.set_num_threads(threads)
+_tasks = task_fixture(TASKS)
 
 
 def make_model(family: str = "llama", seed: int = 0, dropout: float = 0.0) -> Any:

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from agents.registry import AGENTS, agent_class
 from agents.rollout import collect, play
 from llm_envs.core.task import ChoosingTask, Episode, Outcome
 from runs import rows_in, timeless_rows_in
-from three_tokens import Identity, Wanted, make_tokenizer, parameters, registered
+from three_tokens import Identity, Wanted, make_tokenizer, parameters, registered, task_fixture
 
 # --- tasks, models, agents -----------------------------------------------------------------------
 
@@ -98,14 +98,7 @@ class Pick(ChoosingTask[Wanted]):
 
 TASKS = {"Letters-v9": Letters, "Endless-v9": Endless, "Pick-v9": Pick}
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _tasks() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with registered(TASKS):
-        yield
-    torch.set_num_threads(threads)
+_tasks = task_fixture(TASKS)
 
 
 @pytest.fixture(autouse=True)

@@ -168,10 +168,10 @@ def registered(tasks: Mapping[str, type[Task[Any]]]) -> Iterator[None]:
         registration._IDS[:] = before
 
 
-def task_fixture(tasks: Mapping[str, type[Task[Any]]]) -> Any:
+def task_fixture(tasks: Mapping[str, type[Task[Any]]], *, autouse: bool = True) -> Any:
     """A fixture for all tests of a module: tasks registered as environments, one thread."""
 
-    @pytest.fixture(scope="module", autouse=True)
+    @pytest.fixture(scope="module", autouse=autouse)
     def registered_tasks() -> Iterator[None]:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
