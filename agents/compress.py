@@ -5,8 +5,9 @@ Three ways, each measured beside the policy that it is made from:
 - ``merge``: the LoRA adapter becomes part of the weights. Plain weights, the same answers, and
   nothing more to compute than before training.
 - ``int8``: the weights are held in 8 bits, a quarter of the size; the answers change a little.
-- ``distill``: a smaller student, made of some of the layers or given with --student, learns the
-  distributions of the policy on the policy's own answers to the training split. Writing tasks.
+- ``distill``: a smaller student, made of the layers that are missed most or given with --student,
+  learns the distributions of the policy on the policy's own answers to the training split.
+  Writing tasks.
 
 What comes out is a folder that ``CausalLMPolicy.from_pretrained`` (or ``CandidatePolicy``) reads,
 with ``compression.json`` in it. Ways combine: compress what came out of another one.
@@ -39,7 +40,7 @@ from rich.table import Table
 import llm_envs
 from agents import runs
 from agents.base import at_least, checkpoint_folder, replacing
-from agents.distill import DistillConfig, distill, make_student, mean_divergence
+from agents.distill import DistillConfig, conversations, distill, make_student, mean_divergence
 from agents.evaluation import evaluate
 from agents.flags import check_device, parse_env_kwargs
 from agents.policies.candidate import CandidatePolicy
@@ -347,18 +348,17 @@ def compress(a: Arguments, console: Console) -> dict[str, Any]:
     if a.method == "distill":
         teacher = load(merge=True)
         assert isinstance(teacher, CausalLMPolicy)
-        small = student = make_student(teacher, a.distill, a.device)
+        batches = conversations(
+            teacher,
+            source.env,
+            a.distill,
+            env_kwargs=source.env_kwargs,
+            max_new_tokens=source.max_new_tokens,
+            seed=a.seed,
+        )
+        small = student = make_student(teacher, a.distill, a.device, next(batches))
         try:
-            distill(
-                teacher,
-                student,
-                source.env,
-                a.distill,
-                env_kwargs=source.env_kwargs,
-                max_new_tokens=source.max_new_tokens,
-                seed=a.seed,
-                progress=_progress(a, console),
-            )
+            distill(teacher, student, batches, a.distill, progress=_progress(a, console))
         except KeyboardInterrupt:
             console.print("Stopped; the student is kept as it is.")
     else:

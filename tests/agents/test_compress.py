@@ -22,10 +22,12 @@ from agents import CandidatePolicy, CausalLMPolicy, Reinforce
 from agents.compress import Arguments, Source, locate, main, weight_files
 from agents.distill import (
     DistillConfig,
+    conversations,
     distill,
     divergences,
     make_student,
     mean_divergence,
+    missed_most,
     shrunk,
 )
 from agents.policies.int8 import (
@@ -246,13 +248,13 @@ def test_eight_bits_are_not_trained() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_layers_of_a_model_make_the_model_again(family: str) -> None:
     model = make_model(family)
-    assert torch.equal(log_dists(shrunk(model, 4)), log_dists(model))
+    assert torch.equal(log_dists(shrunk(model, range(4))), log_dists(model))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_smaller_model_is_made_of_evenly_spaced_layers(family: str) -> None:
+def test_a_smaller_model_is_made_of_some_layers(family: str) -> None:
     model = make_model(family)
-    small = shrunk(model, 2)
+    small = shrunk(model, [0, 3])
     lists = [next(m for m in x.modules() if isinstance(m, nn.ModuleList)) for x in (model, small)]
     assert len(lists[1]) == 2
     for new, old in ((0, 0), (1, 3)):
@@ -267,14 +269,35 @@ def test_a_smaller_model_is_made_of_evenly_spaced_layers(family: str) -> None:
     assert (found - torch.cat(rollout.old_log_probs)).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_layers_that_are_missed_least_go(family: str) -> None:
+    teacher = make_policy(make_model(family))
+    layers = next(m for m in teacher.model.modules() if isinstance(m, nn.ModuleList))
+    for layer in (0, 2):  # these add nothing to the hidden state, so nobody misses them
+        for name, weight in layers[layer].named_parameters():
+            if any(end in name for end in ("o_proj", "down_proj", "c_proj")):
+                nn.init.zeros_(weight)
+    sequences = rollout_of(teacher).sequences
+    assert missed_most(teacher, 4, sequences) == [0, 1, 2, 3]
+    assert missed_most(teacher, 2, sequences) == [1, 3]
+    # The next to go is the one without which the divergence is smaller.
+    alone = {k: make_policy(shrunk(teacher.model, [k])) for k in (1, 3)}
+    divergence = {k: mean_divergence(teacher, student, sequences) for k, student in alone.items()}
+    assert missed_most(teacher, 1, sequences) == [min(divergence, key=divergence.__getitem__)]
+
+
 def test_a_student_that_cannot_be_made_is_refused() -> None:
     for layers in (0, 5):
         with pytest.raises(ValueError, match=f"A student of {layers} layers"):
-            shrunk(make_model(), layers)
+            missed_most(make_policy(make_model()), layers, [])
+    model = make_model()
+    model.config.num_hidden_layers = 7
+    with pytest.raises(ValueError, match="not known where they are"):
+        shrunk(model, [0])
 
 
 def test_divergences_equal_the_slow_way() -> None:
-    teacher, student = make_policy(make_model()), make_policy(shrunk(make_model(), 2))
+    teacher, student = make_policy(make_model()), make_policy(shrunk(make_model(), [0, 3]))
     rollout = rollout_of(teacher)
     expected = []
     for s in rollout.sequences:
@@ -299,20 +322,13 @@ def test_divergences_equal_the_slow_way() -> None:
 def test_distilling_brings_a_student_near_its_teacher_on_answers_it_has_not_seen() -> None:
     teacher = make_policy(make_model())
     config = DistillConfig(layers=2, updates=60, prompts=8, group_size=2, learning_rate=1e-2)
-    student = make_student(teacher, config, "cpu")
+    batches = conversations(teacher, "Spell-v9", config, max_new_tokens=4, seed=1)
+    student = make_student(teacher, config, "cpu", next(batches))
     weights = {n: w.clone() for n, w in teacher.model.state_dict().items()}
     held_out = rollout_of(teacher, split="validation").sequences
     before = mean_divergence(teacher, student, held_out)
     told: list[tuple[int, float]] = []
-    distill(
-        teacher,
-        student,
-        "Spell-v9",
-        config,
-        max_new_tokens=4,
-        seed=1,
-        progress=lambda *found: told.append(found),
-    )
+    distill(teacher, student, batches, config, progress=lambda *found: told.append(found))
     after = mean_divergence(teacher, student, held_out)
     assert after < before / 3
     assert [update for update, _ in told] == list(range(1, 61))
@@ -324,8 +340,9 @@ def test_p25_one_seed_distils_one_student() -> None:
     found = []
     for seed in (1, 1, 2):
         teacher = make_policy(make_model())
-        student = make_student(teacher, config, "cpu")
-        distill(teacher, student, "Spell-v9", config, max_new_tokens=4, seed=seed)
+        batches = conversations(teacher, "Spell-v9", config, max_new_tokens=4, seed=seed)
+        student = make_student(teacher, config, "cpu", next(batches))
+        distill(teacher, student, batches, config)
         found.append(torch.cat([p.flatten() for p in student.model.parameters()]))
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
@@ -334,9 +351,9 @@ def test_p25_one_seed_distils_one_student() -> None:
 def test_a_student_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
     CausalLMPolicy(make_model(), make_tokenizer("ba")).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="another vocabulary"):
-        make_student(make_policy(make_model()), DistillConfig(student=str(tmp_path)), "cpu")
+        make_student(make_policy(make_model()), DistillConfig(student=str(tmp_path)), "cpu", [])
     CausalLMPolicy(make_model(layers=1), make_tokenizer()).save_pretrained(tmp_path)
-    make_student(make_policy(make_model()), DistillConfig(student=str(tmp_path)), "cpu")
+    make_student(make_policy(make_model()), DistillConfig(student=str(tmp_path)), "cpu", [])
     with pytest.raises(ValueError, match="leave --layers 2 out"):
         DistillConfig(student="tiny", layers=2)
 
