@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from agents.base import at_least
 from agents.objectives import kl_divergence
 from agents.policies.causal_lm import CausalLMPolicy, TokenSequence
-from agents.policies.models import in_chunks, pad_right, split_model
+from agents.policies.models import in_chunks, split_model
 from agents.rollout import collect, episode_seeds
 from agents.sampling import SamplingConfig, at_least_float32
 
@@ -153,20 +153,18 @@ def divergences(
     Returns:
         (N,) in nats.
     """
-    ids = pad_right([s.ids for s in sequences], teacher.pad)
-    sampled = pad_right([s.turns for s in sequences], -1) >= 0
-    places = (sampled.flatten().nonzero()[:, 0] - 1).to(teacher.device)
+    found = student.lay_out(sequences)
     with torch.no_grad():
-        taught = teacher.read(ids)
-    learned = student.read(ids)
+        taught = teacher.read(found.forest)
+    learned = student.read(found.forest)
 
     def at(places: Tensor) -> tuple[Tensor]:
         with torch.no_grad():
             target = at_least_float32(taught.logits(places)).log_softmax(-1)
         return (kl_divergence(target, at_least_float32(learned.logits(places)).log_softmax(-1)),)
 
-    vocabulary = teacher.model.config.get_text_config().vocab_size
-    return in_chunks(at, places, vocabulary=vocabulary)[0]
+    (kls,) = in_chunks(at, found.sampled.places, vocabulary=teacher.vocabulary)
+    return kls[found.sampled.place_of]
 
 
 def mean_divergence(

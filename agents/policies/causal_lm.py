@@ -28,10 +28,19 @@ from agents.policies.models import (
     folder_of,
     in_chunks,
     load_model,
-    pad_right,
     read,
     save_model,
     split_model,
+)
+from agents.policies.prefix_tree import (
+    TREE_TOKENS,
+    Forest,
+    SampledTokens,
+    forest,
+    joined,
+    reads_trees,
+    rows_of,
+    sampled_tokens,
 )
 from agents.sampling import (
     Completion,
@@ -87,6 +96,19 @@ class TokenSequence:
             self.support = torch.cat([*held, completion.support])
 
 
+@dataclass(frozen=True, slots=True)
+class LaidOut:
+    """Some sequences, laid out to be read.
+
+    Attributes:
+        forest: Their distinct prefixes.
+        sampled: Their sampled tokens, on the model's device.
+    """
+
+    forest: Forest
+    sampled: SampledTokens
+
+
 class CausalLMPolicy:
     """Writes answers by sampling tokens from a causal language model.
 
@@ -106,6 +128,7 @@ class CausalLMPolicy:
 
     Attributes:
         passes: How forward passes are made, of sampling and of ``score``.
+        trees: Whether the model can read what sequences share once (:func:`reads_trees`).
 
     Raises:
         ValueError: ``chat`` without a template, a template that refuses the system message, or
@@ -144,6 +167,7 @@ class CausalLMPolicy:
         self.context = context_length(model)
         self.window = attention_window(model)
         self.parts = split_model(model)
+        self.trees = reads_trees(model, self.parts)
         self.truncated_prompts = 0
         self.changed_conversations = 0
         self.read_tokens = 0
@@ -194,15 +218,29 @@ class CausalLMPolicy:
         return Conversations(self, sampling or self.sampling)
 
     def micro_batches(self, sequences: Sequence[TokenSequence]) -> list[list[int]]:
-        """Group sequences of similar lengths, each group within ``micro_batch_tokens``."""
-        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+        """Group sequences, each group within ``micro_batch_tokens``.
+
+        What begins alike stays together (:mod:`agents.policies.prefix_tree`), and rows of similar
+        widths do.
+        """
+        rows = self._rows([s.ids for s in sequences])
         groups: list[list[int]] = []
-        for i in order:
-            # Ascending lengths: the newest member sets the width of the whole group.
-            if not groups or (len(groups[-1]) + 1) * len(sequences[i]) > self.micro_batch_tokens:
+        count = 0
+        for row, width in sorted(rows, key=lambda found: found[1]):
+            # Ascending widths: the newest row sets the width of the whole group.
+            count += 1
+            if not groups or count * width > self.micro_batch_tokens:
                 groups.append([])
-            groups[-1].append(i)
+                count = 1
+            groups[-1] += row
         return groups
+
+    def _rows(self, sequences: Sequence[Sequence[int]]) -> list[tuple[list[int], int]]:
+        """Distribute sequences over rows; return the members of each and its width."""
+        longest = max(map(len, sequences), default=0)
+        if not self.trees or (self.window is not None and longest > self.window):
+            return [([i], len(ids)) for i, ids in enumerate(sequences)]
+        return rows_of(sequences, limit=min(TREE_TOKENS, self.micro_batch_tokens))
 
     def score(
         self,
@@ -218,18 +256,14 @@ class CausalLMPolicy:
             critic: Says what the state before each answer is worth.
 
         Returns:
-            Flat scores of all sampled tokens. Padding costs time but changes nothing: causal
-            attention never looks at what stands on the right, so no mask is needed.
+            Flat scores of all sampled tokens. Padding costs time but changes nothing: it stands on
+            the right, where causal attention never looks.
         """
-        ids = pad_right([s.ids for s in sequences], self.pad)
-        sampled = pad_right([s.turns for s in sequences], -1) >= 0
-        device = self.device
-        targets = ids[sampled].to(device)
-        # The logits at a token are a guess at the next one.
-        places = (sampled.flatten().nonzero()[:, 0] - 1).to(device)
-        own = self.read(ids)
+        support = self._support(sequences)
+        found = self.lay_out(sequences, distinct=support is None)
+        own = self.read(found.forest)
         with torch.no_grad():
-            other = None if reference is None else reference.read(ids)
+            other = None if reference is None else reference.read(found.forest)
 
         def scored(
             places: Tensor, targets: Tensor, support: Tensor | None
@@ -241,38 +275,72 @@ class CausalLMPolicy:
                 with torch.no_grad():
                     ref = at_least_float32(other.logits(places)).log_softmax(-1)
                 kls = kl_divergence(at_least_float32(logits).log_softmax(-1), ref)
-            return log_dist.gather(1, targets[:, None])[:, 0], entropy(log_dist), kls
+            return log_dist.gather(1, targets), entropy(log_dist), kls
 
-        size = self.model.config.get_text_config().vocab_size
-        support = self._support(sequences, size)
-        log_probs, entropies, kls = in_chunks(scored, places, targets, support, vocabulary=size)
-        values = None if critic is None else critic(own.hidden[self._states(sequences, ids)])
-        return Scores(log_probs, entropies, None if reference is None else kls, values)
+        at = found.sampled
+        log_probs, entropies, kls = in_chunks(
+            scored, at.places, at.targets, support, vocabulary=self.vocabulary
+        )
+        return Scores(
+            log_probs.flatten()[at.slot_of],
+            entropies[at.place_of],
+            None if reference is None else kls[at.place_of],
+            None if critic is None else critic(own.hidden[self._states(sequences, found.forest)]),
+        )
 
     def values(self, sequences: Sequence[TokenSequence], critic: Critic) -> Tensor:
         """Return what the critic says of the state before each answer, in their order.
 
         A sequence without an answer has one state, that after its last token.
         """
-        ids = pad_right([s.ids for s in sequences], self.pad)
-        values: Tensor = critic(self.read(ids).hidden[self._states(sequences, ids)])
+        found = self.lay_out(sequences)
+        states = self._states(sequences, found.forest)
+        values: Tensor = critic(self.read(found.forest).hidden[states])
         return values
 
-    def _states(self, sequences: Sequence[TokenSequence], ids: Tensor) -> Tensor:
-        """Places of the sequences' states in the flattened batch."""
-        width = ids.shape[1]
-        found = [place + row * width for row, s in enumerate(sequences) for place in s.states]
-        return torch.tensor(found, dtype=torch.long, device=self.device)
+    def _states(self, sequences: Sequence[TokenSequence], laid_out: Forest) -> Tensor:
+        """Return the flattened places of the sequences' states, one sequence after the other."""
+        found = [nodes[s.states] for nodes, s in zip(laid_out.nodes, sequences, strict=True)]
+        return torch.from_numpy(joined(found)).to(self.device)
 
-    def read(self, ids: Tensor) -> Reading:
-        """Read (rows, width) token ids."""
-        return read(self.model, self.parts, self.passes, input_ids=ids.to(self.device))
+    def lay_out(self, sequences: Sequence[TokenSequence], *, distinct: bool = True) -> LaidOut:
+        """Lay sequences out for ``read``, each distinct prefix once.
 
-    def _support(self, sequences: Sequence[TokenSequence], vocabulary: int) -> Tensor | None:
+        Args:
+            sequences: What was read and sampled.
+            distinct: See :func:`sampled_tokens`.
+        """
+        ids = [s.ids for s in sequences]
+        laid_out = forest(ids, [members for members, _ in self._rows(ids)], self.pad)
+        sampled = [np.array(s.turns) >= 0 for s in sequences]
+        at = sampled_tokens(laid_out, ids, sampled, distinct=distinct)
+        device = self.device
+        return LaidOut(
+            laid_out,
+            SampledTokens(
+                *(t.to(device) for t in (at.places, at.targets, at.place_of, at.slot_of))
+            ),
+        )
+
+    def read(self, laid_out: Forest) -> Reading:
+        """Read every node of a forest once."""
+        device = self.device
+        inputs = {"input_ids": laid_out.ids.to(device)}
+        mask = laid_out.mask(self.model.dtype, device)
+        if mask is not None:
+            inputs |= {"attention_mask": mask, "position_ids": laid_out.positions.to(device)}
+        return read(self.model, self.parts, self.passes, **inputs)
+
+    @property
+    def vocabulary(self) -> int:
+        """Size of the model's vocabulary."""
+        return int(self.model.config.get_text_config().vocab_size)
+
+    def _support(self, sequences: Sequence[TokenSequence]) -> Tensor | None:
         """What each sampled token was drawn from; ``None`` where that was always everything."""
         if not self.sampling.truncates and all(s.support is None for s in sequences):
             return None
-        everything = torch.ones(1, vocabulary, dtype=torch.bool)
+        everything = torch.ones(1, self.vocabulary, dtype=torch.bool)
         supports = [
             everything.expand(sum(t >= 0 for t in s.turns), -1) if s.support is None else s.support
             for s in sequences

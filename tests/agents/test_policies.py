@@ -286,6 +286,8 @@ def test_p11_padding_changes_neither_score_nor_gradient(family: str, tokenizer: 
     policy = make_policy(family, tokenizer)
     reference = frozen_copy(policy)
     perturb(policy.model, 0.05)
+    for model in (policy.model, reference.model):  # in float32 the shape of a batch is rounding
+        model.double()
     padded = [*RAGGED, sequence((-1, list(range(2, 122))))]  # adds columns and no sampled token
     found: list[Tensor] = []
     for pad, rows in ((1, RAGGED), (0, RAGGED), (7, RAGGED), (1, padded), (7, padded)):
@@ -296,7 +298,7 @@ def test_p11_padding_changes_neither_score_nor_gradient(family: str, tokenizer: 
         values = torch.cat([scores.log_probs, scores.entropies, scores.kls]).detach()
         found.append(torch.cat([values, gradients(policy.model, total)]))
     for other in found[1:]:
-        assert relative(other, found[0]) < 1e-6
+        assert relative(other, found[0]) < 1e-12
 
 
 @pytest.mark.parametrize("config", [SamplingConfig(8), SamplingConfig(8, top_k=5, top_p=0.9)])
@@ -343,8 +345,8 @@ def test_p23_micro_batches_hold_everything_once(tokenizer: Any, micro_batch_toke
     groups = policy.micro_batches(rows)
     assert sorted(itertools.chain(*groups)) == list(range(len(rows)))
     for group in groups:
-        width = max(len(rows[i]) for i in group)
-        assert len(group) == 1 or len(group) * width <= micro_batch_tokens
+        read = policy.lay_out([rows[i] for i in group]).forest.ids
+        assert len(read) == 1 or read.numel() <= micro_batch_tokens
     split = torch.cat([policy.score([rows[i] for i in g]).log_probs for g in groups])
     whole = torch.cat([policy.score([rows[i]]).log_probs for g in groups for i in g])
     assert torch.allclose(split, whole, atol=1e-5)
@@ -448,6 +450,8 @@ def test_p22_the_logits_of_a_batch_never_exist_at_once(
 ) -> None:
     """Neither forward nor backward; and unchunked they do, so this would see them."""
     policy = make_policy("llama", tokenizer, sampling=config, end_bias=0.0)
+    # Plain rows: the masks of trees are larger than the logits of so small a vocabulary.
+    policy.trees = False
     reference = frozen_copy(policy)
     said = [sequence((-1, [5, 6]), (0, range(20, 100 + i))) for i in range(4)]
     whole = sum(len(s) - 2 for s in said) * len(tokenizer)

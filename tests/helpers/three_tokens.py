@@ -272,7 +272,7 @@ def gradient(agent: Any) -> Tensor:
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
+    return float((found - expected).detach().norm() / expected.detach().norm())
 
 
 def parameters(agent: Any) -> Tensor:
