@@ -1,10 +1,11 @@
 """Token generation: the fast path of every rollout.
 
-Many conversations are sampled side by side. Rows that begin alike are read once and share the
-result; a row that has finished its answer is dropped; and the keys and values of a conversation
-stay, so that the next turn reads only what is new. Slots of the cache are shared by all rows in
-lockstep: a row that has nothing to say at a slot leaves a hole there, which no query attends to
-and which no position counts.
+Many conversations are sampled side by side, and conversations that are alike so far are one row of
+the cache: a prompt is read once for all its answers, and answers are read once for as long as they
+go on alike. Where they part, the row is copied. A row that nobody goes on from is dropped; and the
+keys and values of a conversation stay, so that the next turn reads only what is new. Slots of the
+cache are shared by all rows in lockstep: a row that has nothing to say at a slot leaves a hole
+there, which no query attends to and which no position counts.
 """
 
 from __future__ import annotations
@@ -90,18 +91,19 @@ def sampling_logits(
     return logits.masked_fill(~support, -torch.inf), support
 
 
-def draw(log_probs: Tensor, uniforms: Tensor) -> Tensor:
-    """Draw one token for each row by inverting its distribution function.
+def draw(log_probs: Tensor, uniforms: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Draw tokens by inverting distribution functions.
 
-    One uniform number decides a token, so what a row draws depends on its own numbers only. A
-    token of probability 0 is never drawn: a number below 1 stays below the sum of all.
+    One uniform number decides a token, so what is drawn depends on its own numbers only. A token of
+    probability 0 is never drawn: a number below 1 stays below the sum of all.
 
     Args:
         log_probs: (rows, vocabulary), normalised.
-        uniforms: (rows,) in [0, 1).
+        uniforms: (draws,) in [0, 1).
+        rows: (draws,) the row that each is drawn from; one a row, in order, if left out.
 
     Returns:
-        (rows,) token ids.
+        (draws,) token ids.
 
     Raises:
         FloatingPointError: A probability is not finite.
@@ -112,15 +114,21 @@ def draw(log_probs: Tensor, uniforms: Tensor) -> Tensor:
             "The policy's probabilities are not finite: its weights, or what it computes with "
             "them, have become too large. Load an earlier checkpoint, or use float32."
         )
+    if rows is not None:
+        reached = reached[rows]
     aims = uniforms[:, None] * reached[:, -1:]
     return torch.searchsorted(reached, aims, right=True)[:, 0]
 
 
 class _GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """Keys and values in buffers with room to grow: appending a token copies that token only."""
+    """Keys and values in buffers with room to grow, in slots and in rows.
+
+    Appending a token copies that token only, and a row that parts in two is one row more.
+    """
 
     keys: Tensor
     values: Tensor
+    buffers: list[Tensor]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -128,33 +136,66 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         """Append the states and return views of all that is held, (rows, heads, slots, width)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self.buffers = [key_states[..., :0, :], value_states[..., :0, :]]
-        held = self.get_seq_length()
+            self._hold([key_states[..., :0, :], value_states[..., :0, :]], len(key_states), 0)
+        held, rows = self.get_seq_length(), len(self.keys)
         total = held + key_states.shape[-2]
-        for i, new in enumerate((key_states, value_states)):
-            if self.buffers[i].shape[-2] < total:
-                larger = _buffer(new, len(new), total)
-                larger[..., :held, :] = self.buffers[i][..., :held, :]
-                self.buffers[i] = larger
-            self.buffers[i][..., held:total, :] = new
-        self.keys, self.values = (buffer[..., :total, :] for buffer in self.buffers)
+        self._reserve(rows, total)
+        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:rows, :, held:total] = new
+        self._hold(self.buffers, rows, total)
         return self.keys, self.values
 
-    def select(self, rows: Tensor) -> _GrowingLayer:
-        """Return a copy that holds the given rows, and has room again."""
-        new = _GrowingLayer()  # type: ignore[no-untyped-call]
-        held = self.get_seq_length()
-        new.lazy_initialization(self.keys, self.values)
-        new.buffers = [_buffer(states, len(rows), held) for states in (self.keys, self.values)]
-        new.keys, new.values = (buffer[..., :held, :] for buffer in new.buffers)
-        torch.index_select(self.keys, 0, rows, out=new.keys)
-        torch.index_select(self.values, 0, rows, out=new.values)
+    def extend(self, sources: Tensor) -> None:
+        """Append copies of rows."""
+        held, rows = self.get_seq_length(), len(self.keys)
+        self._reserve(rows + len(sources), held)
+        for buffer in self.buffers:
+            buffer[rows : rows + len(sources), :, :held] = buffer[sources, :, :held]
+        self._hold(self.buffers, rows + len(sources), held)
+
+    @classmethod
+    def gathered(cls, pieces: Sequence[tuple[_GrowingLayer, Tensor, Tensor, int]]) -> _GrowingLayer:
+        """Return a layer that is put together of rows of others.
+
+        Args:
+            pieces: (layer, rows of it, rows here, slots); later slots of it are left out. Slots
+                that a row does not fill are zero.
+        """
+        new = cls()
+        first = pieces[0][0]
+        new.lazy_initialization(first.keys, first.values)
+        count = sum(len(rows) for _, rows, _, _ in pieces)
+        slots = max(slots for *_, slots in pieces)
+        new.buffers = [first.buffers[0][:0], first.buffers[1][:0]]
+        new._hold(new.buffers, 0, 0)
+        new._reserve(count, slots)
+        for layer, rows, places, width in pieces:
+            whole = len(rows) == count
+            for mine, its in zip(new.buffers, (layer.keys, layer.values), strict=True):
+                if whole and width == slots:  # one copy, and no more
+                    torch.index_select(its[..., :width, :], 0, rows, out=mine[:count, :, :width])
+                else:
+                    mine[places, :, :width] = its[rows, :, :width]
+            for mine in new.buffers:
+                mine[places, :, width:slots] = 0
+        new._hold(new.buffers, count, slots)
         return new
 
+    def _hold(self, buffers: list[Tensor], rows: int, slots: int) -> None:
+        self.buffers = buffers
+        self.keys, self.values = (buffer[:rows, :, :slots] for buffer in buffers)
 
-def _buffer(like: Tensor, rows: int, slots: int) -> Tensor:
-    """Return a buffer with that many slots and some more."""
-    return like.new_empty(rows, like.shape[1], slots + max(32, slots // 4), like.shape[3])
+    def _reserve(self, rows: int, slots: int) -> None:
+        """Make the buffers larger if so many rows and slots have no room; there is more then."""
+        there = self.buffers[0].shape
+        if rows <= there[0] and slots <= there[2]:
+            return
+        wanted = rows if rows == there[0] else max(rows, there[0] + there[0] // 2)
+        longer = there[2] if slots <= there[2] else slots + max(32, slots // 4)
+        held = (self.keys, self.values)
+        self.buffers = [x.new_empty(wanted, x.shape[1], longer, x.shape[3]) for x in held]
+        for buffer, old in zip(self.buffers, held, strict=True):
+            buffer[: len(old), :, : old.shape[2]] = old
 
 
 class KeyValues:
@@ -169,6 +210,11 @@ class KeyValues:
         self.cache: Any = Cache(layer_class_to_replicate=_GrowingLayer)
         self.mask = torch.zeros(rows, 0, dtype=torch.bool, device=device)
         self.positions = torch.zeros(rows, dtype=torch.long, device=device)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.mask.shape[0]
 
     @property
     def slots(self) -> int:
@@ -200,26 +246,55 @@ class KeyValues:
         self.positions = read[:, -1]
         return logits[:, -1]
 
+    def extend(self, sources: Tensor) -> None:
+        """Append copies of rows."""
+        self.mask = torch.cat([self.mask, self.mask[sources]])
+        self.positions = torch.cat([self.positions, self.positions[sources]])
+        for layer in self.cache.layers:
+            layer.extend(sources)
+
     def select(self, rows: Tensor) -> KeyValues:
         """Return a copy that holds the given rows, in their order (repeated ones too)."""
-        new = KeyValues(0, self.mask.device)
-        new.mask, new.positions = self.mask[rows], self.positions[rows]
-        new.cache.layers = [layer.select(rows) for layer in self.cache.layers]
-        return new
+        return gathered([History(self, row, self.slots) for row in rows.tolist()], self.mask.device)
 
-    def write_back(self, part: KeyValues, rows: Tensor) -> None:
-        """Take over, for the given rows, the slots that ``part`` (their copy) has added since."""
-        old, new = self.slots, part.slots
-        self.positions[rows] = part.positions
-        blank = self.mask.new_zeros(len(self.mask), new - old)
-        self.mask = torch.cat([self.mask, blank], dim=1)
-        self.mask[rows, old:] = part.mask[:, old:]
-        for mine, theirs in zip(self.cache.layers, part.cache.layers, strict=True):
-            keys, values = (
-                x.new_zeros(len(self.mask), *x.shape[1:]).index_copy_(0, rows, x)
-                for x in (theirs.keys[..., old:, :], theirs.values[..., old:, :])
-            )
-            mine.update(keys, values)
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What has been read of a conversation: a row of a cache, up to a slot."""
+
+    held: KeyValues
+    row: int
+    slots: int
+
+
+def gathered(histories: Sequence[History | None], device: torch.device) -> KeyValues:
+    """Return a cache with a row for each history; ``None`` is one of which nothing was read."""
+    new = KeyValues(len(histories), device)
+    found = [(place, h) for place, h in enumerate(histories) if h is not None]
+    if not found:
+        return new
+    slots = max(h.slots for _, h in found)
+    new.mask = new.mask.new_zeros(len(histories), slots)
+    by_source: dict[tuple[int, int], list[tuple[int, History]]] = {}
+    for place, h in found:
+        by_source.setdefault((id(h.held), h.slots), []).append((place, h))
+    pieces = []
+    for (_, width), members in by_source.items():
+        held = members[0][1].held
+        places = torch.tensor([place for place, _ in members], device=device)
+        rows = torch.tensor([h.row for _, h in members], device=device)
+        new.mask[places, :width] = held.mask[rows, :width]
+        pieces.append((held, rows, places, width))
+    missing = torch.tensor([i for i, h in enumerate(histories) if h is None], dtype=torch.long)
+    if len(missing):  # their slots are holes; what stands there only has to be finite
+        held, rows, _, width = pieces[0]
+        pieces.append((held, rows[:1].expand(len(missing)), missing.to(device), width))
+    new.positions = new.mask.sum(1)
+    new.cache.layers = [
+        _GrowingLayer.gathered([(kv.cache.layers[i], *rest) for kv, *rest in pieces])
+        for i in range(len(pieces[0][0].cache.layers))
+    ]
+    return new
 
 
 @dataclass(slots=True)
@@ -255,16 +330,18 @@ class Sampler:
         self.pad = pad
         self.generator = generator
         self.device: torch.device = next(model.parameters()).device
-        self.held: KeyValues | None = None
-        self.rows: list[int] = []  # which conversation each row of the cache belongs to
+        self.histories: dict[int, History] = {}  # of the conversations that may go on
         self.read_tokens = 0  # tokens that went through the model, for throughput figures
+
+    @property
+    def slots(self) -> int:
+        """Slots that the longest history takes, holes included."""
+        return max((h.slots for h in self.histories.values()), default=0)
 
     def forget(self, rows: Collection[int]) -> None:
         """Begin these conversations anew: their next tokens are read from position 0."""
-        if self.held is not None:
-            forgotten = torch.tensor([r in rows for r in self.rows], device=self.device)
-            self.held.mask[forgotten] = False
-            self.held.positions[forgotten] = 0
+        for row in rows:
+            self.histories.pop(row, None)
 
     @torch.no_grad()
     def answer(self, new: dict[int, list[int]], config: SamplingConfig) -> dict[int, Completion]:
@@ -279,94 +356,92 @@ class Sampler:
         Returns:
             Conversation -> its answer.
         """
-        rows = list(new)
-        logits = self._read(rows, list(new.values()))
-        assert self.held is not None
+        names = list(new)
         limit = config.max_new_tokens
         # Greedy draws no number, so that an evaluation leaves the training's chance alone.
         uniforms = (
-            torch.rand(len(rows), limit, generator=self.generator).to(self.device)
+            torch.rand(len(names), limit, generator=self.generator).to(self.device)
             if config.temperature > 0
             else None
         )
-        # ``work`` holds the rows ``places`` of ``held``; its rows ``alive`` are being written.
-        work, places = self.held, torch.arange(len(rows), device=self.device)
-        alive = places
-        whose: list[Tensor] = []  # for each step: rows, tokens, log-probabilities, supports
-        tokens: list[Tensor] = []
-        chances: list[Tensor] = []
-        supports: list[Tensor] = []
+        # Conversations ``going`` are still being written; each stands at a row of the logits,
+        # ``at``, and those rows are the rows ``rows`` of the cache.
+        held, logits, at = self._read(new)
+        rows = torch.arange(len(logits), device=self.device)
+        going = torch.arange(len(names), device=self.device)
+        steps: list[tuple[Tensor, ...]] = []  # conversations, tokens, log-probabilities, supports
         for step in range(limit):
             scaled, support = sampling_logits(logits, config)
             log_probs = scaled.log_softmax(-1)
-            whose.append(places[alive])
             if uniforms is None:
-                tokens.append(log_probs.argmax(-1))
+                tokens = log_probs.argmax(-1)[at]
             else:
-                tokens.append(draw(log_probs, uniforms[whose[-1], step]))
-            chances.append(log_probs.gather(1, tokens[-1][:, None])[:, 0])
-            if support is not None:
-                supports.append(support)
-            going = tokens[-1] != self.end
-            alive = alive[going]
-            if not len(alive) or step + 1 == limit:
+                tokens = draw(log_probs, uniforms[going, step], at)
+            drawn = (going, tokens, log_probs[at, tokens])
+            steps.append(drawn if support is None else (*drawn, support[at]))
+            goes = tokens != self.end
+            last = step + 1 == limit
+            over = torch.ones_like(goes) if last else ~goes
+            for i, row in zip(going[over].tolist(), rows[at[over]].tolist(), strict=True):
+                self.histories[names[i]] = History(held, row, held.slots)
+            going = going[~over]
+            if not len(going):
                 break
-            if len(alive) <= len(places) // 2:  # copying pays once half of the rows are idle
-                if work is not self.held:
-                    self.held.write_back(work, places)
-                work = work.select(alive)
-                places, alive = places[alive], torch.arange(len(alive), device=self.device)
-            ids = torch.full((len(places), 1), self.pad, device=self.device)
+            # Those who stood at one row and drew one token stand at one row again.
+            pairs = at[~over] * logits.shape[-1] + tokens[~over]
+            distinct, at = torch.unique(pairs, return_inverse=True)
+            sources = rows[distinct // logits.shape[-1]]
+            parted = torch.zeros_like(sources, dtype=torch.bool)
+            parted[1:] = sources[1:] == sources[:-1]
+            more = int(parted.sum())
+            if held.rows + more >= 2 * len(sources):  # half of the rows would be idle
+                held, rows = held.select(sources), torch.arange(len(sources), device=self.device)
+            else:
+                rows = sources.clone()
+                rows[parted] = torch.arange(held.rows, held.rows + more, device=self.device)
+                held.extend(sources[parted])
+            ids = torch.full((held.rows, 1), self.pad, device=self.device)
             valid = torch.zeros_like(ids, dtype=torch.bool)
-            ids[alive, 0], valid[alive, 0] = tokens[-1][going], True
-            logits = work.read(self.model, ids, valid)[alive]
-            self.read_tokens += len(alive)
-        if work is not self.held:
-            self.held.write_back(work, places)
-        return self._by_row(rows, whose, tokens, chances, supports)
+            ids[rows, 0], valid[rows, 0] = distinct % logits.shape[-1], True
+            logits = held.read(self.model, ids, valid)[rows]
+            self.read_tokens += len(rows)
+        return self._by_row(names, steps)
 
     def _by_row(
-        self,
-        rows: list[int],
-        whose: list[Tensor],
-        tokens: list[Tensor],
-        chances: list[Tensor],
-        supports: list[Tensor],
+        self, names: Sequence[int], steps: Sequence[tuple[Tensor, ...]]
     ) -> dict[int, Completion]:
         """Sort what was sampled step by step into answers."""
-        places = torch.cat(whose)
-        order = places.argsort(stable=True)
-        lengths = places.bincount(minlength=len(rows)).tolist()
-
-        def split(steps: list[Tensor]) -> tuple[Tensor, ...]:
-            return torch.split(torch.cat(steps)[order].cpu(), lengths)
-
-        held = split(supports) if supports else (None,) * len(rows)
+        whose, *columns = (torch.cat(column) for column in zip(*steps, strict=True))
+        order = whose.argsort(stable=True)
+        lengths = whose.bincount(minlength=len(names)).tolist()
+        ids, log_probs, *supports = (torch.split(c[order].cpu(), lengths) for c in columns)
+        held = supports[0] if supports else (None,) * len(names)
         return {
-            row: Completion(ids.tolist(), log_probs.tolist(), int(ids[-1]) != self.end, support)
-            for row, ids, log_probs, support in zip(
-                rows, split(tokens), split(chances), held, strict=True
-            )
+            name: Completion(said.tolist(), chances.tolist(), int(said[-1]) != self.end, support)
+            for name, said, chances, support in zip(names, ids, log_probs, held, strict=True)
         }
 
-    def _read(self, rows: list[int], new: list[list[int]]) -> Tensor:
-        """Read what is new and return the logits after it, (rows, vocabulary)."""
-        if self.held is not None and rows != self.rows:
-            place = {r: i for i, r in enumerate(self.rows)}
-            kept = torch.tensor([place.get(r, 0) for r in rows], device=self.device)
-            self.held, self.rows = self.held.select(kept), rows
-            self.forget(set(rows) - set(place))
-        if self.held is not None and self.held.mask.any():
-            return self._read_padded(self.held, new)
-        # All begin: the copies of a prompt are read once.
-        unique = {ids: i for i, ids in enumerate(dict.fromkeys(map(tuple, new)))}
-        self.held, self.rows = KeyValues(len(unique), self.device), rows
-        logits = self._read_padded(self.held, list(unique))
-        if len(unique) == len(rows):
-            return logits
-        index = torch.tensor([unique[tuple(ids)] for ids in new], device=self.device)
-        self.held = self.held.select(index)
-        return logits[index]
+    def _read(self, new: dict[int, list[int]]) -> tuple[KeyValues, Tensor, Tensor]:
+        """Read what is new, once for conversations that are alike.
+
+        Returns:
+            The cache, the logits after each of its rows, and the row of each conversation.
+        """
+        known = self.histories
+        alike: dict[Any, int] = {}
+        keys: list[tuple[History | None, tuple[int, ...]]] = []
+        at: list[int] = []
+        for name, ids in new.items():
+            history = known.get(name)
+            key = (history and (id(history.held), history.row, history.slots), tuple(ids))
+            if key not in alike:
+                alike[key] = len(keys)
+                keys.append((history, key[1]))
+            at.append(alike[key])
+        held = gathered([history for history, _ in keys], self.device)
+        self.histories = {}
+        logits = self._read_padded(held, [ids for _, ids in keys])
+        return held, logits, torch.tensor(at, device=self.device)
 
     def _read_padded(self, held: KeyValues, new: Sequence[Sequence[int]]) -> Tensor:
         width = max(map(len, new))

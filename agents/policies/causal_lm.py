@@ -474,11 +474,11 @@ class Conversations:
 
         Such a window counts slots, and would count the holes between a row's tokens too.
         """
-        window, held = self.policy.window, self.sampler.held
-        if window is None or held is None:
+        window = self.policy.window
+        if window is None:
             return
         longest = max(map(len, self._unread.values()))
-        if held.slots + longest + self.sampling.max_new_tokens > window:
+        if self.sampler.slots + longest + self.sampling.max_new_tokens > window:
             self.sampler.forget(self._unread)
             self._unread = {r: list(self._current[r].ids) for r in self._unread}
 

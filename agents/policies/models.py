@@ -14,7 +14,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from agents.policies.int8 import is_int8, load_int8, save_int8
 from agents.policies.lora import (
@@ -154,6 +153,8 @@ def layers_recomputed(model: Any, enabled: bool = True) -> Iterator[None]:
     if not (enabled and torch.is_grad_enabled()):
         yield
         return
+    from transformers.modeling_layers import GradientCheckpointingLayer  # takes a second
+
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers:
         raise ValueError(

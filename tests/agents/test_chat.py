@@ -347,10 +347,9 @@ def test_p21_what_was_sampled_stays_and_only_new_messages_are_encoded(
             cut += written[-1] != policy.end
         assert made.ids == pieces
     assert min(broken, others, cut) > 3
-    # The shared prompt is read once, then every token once, but the very last one of a row.
-    assert policy.read_tokens == len(first) + sum(
-        len(made) - len(first) - 1 for made in player.sequences
-    )
+    # What conversations begin with is read once for all of them; the very last token never is.
+    prefixes = {tuple(made.ids[:n]) for made in player.sequences for n in range(1, len(made))}
+    assert policy.read_tokens == len(prefixes)
 
 
 def test_p13_an_answer_ends_once_and_what_was_cut_is_ended_by_the_environment(

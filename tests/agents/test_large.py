@@ -576,7 +576,7 @@ def test_p17_in_bfloat16_the_sampler_and_the_update_agree_within_their_own_toler
     agent = embedded("DialogueQA-v0", autocast="bf16", env_kwargs={"max_turns": 2})
     player = agent.policy.begin()
     rollout = collect(player, agent.envs, seeds=range(16))
-    assert player.sampler.held.cache.layers[0].values.dtype == torch.bfloat16
+    assert player.sampler.histories[0].held.cache.layers[0].values.dtype == torch.bfloat16
     with torch.no_grad():
         found = agent.policy.score(rollout.sequences).log_probs
     gap = (found - torch.cat(rollout.old_log_probs)).abs()

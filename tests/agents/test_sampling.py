@@ -82,7 +82,7 @@ class Played:
         self.history: dict[int, list[int]] = {}
         self.unread: dict[int, list[int]] = {}
         self.difference = 0.0
-        self.read = 0  # tokens that have to be read, the copies of a first prompt only once
+        self.read = 0  # tokens that have to be read, those of conversations that are alike once
 
     def forget(self, rows: list[int]) -> None:
         self.sampler.forget(rows)
@@ -91,19 +91,25 @@ class Played:
             self.unread.pop(row, None)
 
     def turn(self, added: dict[int, list[int]]) -> dict[int, Completion]:
-        anew = all(row not in self.unread for row in added)
         new = {row: self.unread.get(row, []) + ids for row, ids in added.items()}
         made = self.sampler.answer(new, self.config)
-        first = set(map(tuple, new.values())) if anew else list(new.values())
-        self.read += sum(map(len, first)) + sum(len(c.ids) - 1 for c in made.values())
+        before = {row: tuple(self.history.get(row, [])) for row in new}
+        self.read += sum(len(ids) for _, ids in {(before[r], tuple(new[r])) for r in new})
+        self.read += len(
+            {
+                (before[row], tuple(new[row]), tuple(c.ids[:length]))
+                for row, c in made.items()
+                for length in range(1, len(c.ids))
+            }
+        )
         assert list(made) == list(added)
         self.history = {row: self.history.get(row, []) + ids for row, ids in added.items()}
         self.unread = {}
         for row, completion in made.items():
-            before = self.history[row]
-            self.history[row] = before + completion.ids
+            known = self.history[row]
+            self.history[row] = known + completion.ids
             self.unread[row] = completion.ids[-1:]
-            logits = naive_logits(self.model, self.history[row])[len(before) - 1 : -1]
+            logits = naive_logits(self.model, self.history[row])[len(known) - 1 : -1]
             scaled, _ = sampling_logits(logits, self.config, completion.support)
             expected = scaled.log_softmax(-1)[range(len(completion.ids)), completion.ids]
             gap = (torch.tensor(completion.log_probs) - expected).abs().max().item()
@@ -154,11 +160,20 @@ def test_a_shared_prompt_is_read_once_and_history_never_again(model: Any) -> Non
     sampler = make_sampler(model)
     prompts = {row: [2, 3, 4, 5, 6] if row < 8 else [7, 8] for row in range(16)}
     made = sampler.answer(prompts, SamplingConfig(5))
-    # The last token of an answer has not been read when the answer is complete.
-    assert sampler.read_tokens == 5 + 2 + sum(len(c.ids) - 1 for c in made.values())
+
+    def prefixes(said: dict[int, tuple[int, ...]]) -> set[tuple[int, ...]]:
+        # The last token of an answer has not been read when the answer is complete.
+        return {(row // 8, *ids[:n]) for row, ids in said.items() for n in range(1, len(ids))}
+
+    first = {row: tuple(c.ids) for row, c in made.items()}
+    assert len(prefixes(first)) < sum(len(ids) - 1 for ids in first.values()), "none begin alike"
+    assert sampler.read_tokens == 5 + 2 + len(prefixes(first))
     before = sampler.read_tokens
     again = sampler.answer({row: [c.ids[-1], 9, 9] for row, c in made.items()}, SamplingConfig(5))
-    assert sampler.read_tokens - before == 16 * 3 + sum(len(c.ids) - 1 for c in again.values())
+    whole = {row: (*first[row], 9, 9, *c.ids) for row, c in again.items()}
+    old = {(row // 8, *ids[:-1]) for row, ids in first.items()}
+    new = {p for p in prefixes(whole) if not any(p == q[: len(p)] for q in old)}
+    assert sampler.read_tokens - before == len(new)
 
 
 def test_rows_that_have_finished_are_dropped_from_the_batch() -> None:
@@ -168,7 +183,8 @@ def test_rows_that_have_finished_are_dropped_from_the_batch() -> None:
         lambda _, __, inputs: sizes.append(len(inputs["input_ids"])), with_kwargs=True
     )
     made = make_sampler(model).answer({row: [2, 3] for row in range(64)}, SamplingConfig(30))
-    alive = [sum(len(c.ids) > step for c in made.values()) for step in range(1, len(sizes))]
+    going = [[c.ids[:n] for c in made.values() if len(c.ids) > n] for n in range(1, len(sizes))]
+    alive = [len(set(map(tuple, ids))) for ids in going]
     assert sizes[0] == 1
     assert len(set(sizes[1:])) > 3
     assert all(n <= size < max(2 * n, 2) for n, size in zip(alive, sizes[1:], strict=True))
@@ -377,8 +393,8 @@ def test_sampling_leaves_the_weights_alone_and_holds_no_graph(model: Any) -> Non
     before = copy.deepcopy(model.state_dict())
     sampler = make_sampler(model)
     sampler.answer({0: [2, 3]}, SamplingConfig(3))
-    assert sampler.held is not None
-    assert not any(layer.keys.requires_grad for layer in sampler.held.cache.layers)
+    layers = sampler.histories[0].held.cache.layers
+    assert not any(layer.keys.requires_grad for layer in layers)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
