@@ -12,11 +12,12 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,11 +35,13 @@ class Work:
         units: Episodes, tokens, steps, pairs: what is counted a second.
         flops: Floating-point operations that it needs at least, as far as that is known.
         bytes: Bytes that it has to move at least.
+        seconds: What it took, where only a part of the repetition counts.
     """
 
     units: float
     flops: float = 0.0
     bytes: float = 0.0
+    seconds: float | None = None
 
 
 Report = Callable[[Work], None]
@@ -50,7 +53,8 @@ def _report() -> Report:
     def report(work: Work) -> None:
         nonlocal began
         seconds = time.perf_counter() - began
-        print(json.dumps({"seconds": seconds, **asdict(work)}), file=real_stdout, flush=True)
+        told = asdict(replace(work, seconds=work.seconds or seconds))
+        print(json.dumps(told), file=real_stdout, flush=True)
         if not sys.stdin.readline():
             os._exit(0)  # the measuring is over, in the middle of somebody's training loop
         began = time.perf_counter()
@@ -263,6 +267,30 @@ def train_trl(report: Report, *, workload: str) -> None:
         processing_class=AutoTokenizer.from_pretrained(name),
         callbacks=[Reporter()],
     ).train()
+
+
+def train_processes(report: Report, *, count: int, updates: int = 6) -> None:
+    """Answers of ``torchrun -m agents.train``, one thread a process; start-up does not count."""
+    from agents.runs import read_metrics
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def once() -> Work:
+        folder = Path(tempfile.mkdtemp()) / "run"
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        command = [
+            *(launch if count > 1 else []),
+            *("-m", "agents.train", "--env", "DialogueQA-v0", "--agent", "reinforce"),
+            *("--prompts", "16", "--group-size", "8", "--steps", str(updates * 512)),
+            *("--eval-every", "0", "--report", "none", "--track", "jsonl", "--quiet"),
+            *("--samples", "0", "--threads", "1", "--device", "cpu", "--out", str(folder)),
+        ]
+        subprocess.run([sys.executable, *command], check=True, capture_output=True, env=environment)
+        rows = read_metrics(folder / "metrics.jsonl")
+        rates = [r[name] for r in rows if (name := "perf/env_steps_per_second") in r][1:]
+        return Work(sorted(rates)[len(rates) // 2], seconds=1.0)
+
+    repeat(once, report)
 
 
 # --- sampling ------------------------------------------------------------------------------------
@@ -545,7 +573,6 @@ def bandwidth(report: Report, *, megabytes: int = 256) -> None:
 
 def startup(report: Report, *, code: str) -> None:
     """Fresh interpreters that run some code; the unit is one of them."""
-    import subprocess
 
     def once() -> Work:
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
@@ -559,6 +586,7 @@ CONTENDERS: dict[str, Callable[..., None]] = {
     for f in (
         train,
         train_trl,
+        train_processes,
         sample,
         sample_transformers,
         env_steps,

@@ -116,6 +116,17 @@ def _rows() -> tuple[Row, ...]:
                 ),
             )
         )
+    rows.append(
+        Row(
+            "processes",
+            "training, whole dialogues, torchrun",
+            "answers",
+            (
+                Contender("2 processes", "train_processes", {"count": 2}),
+                Contender("1 process", "train_processes", {"count": 1}),
+            ),
+        )
+    )
     for count in (1, 16):
         sides = [Contender("llm-envs", "latency", {"rows": count})]
         rows.append(
@@ -141,7 +152,7 @@ class Options:
     """What to measure, and how often."""
 
     rows: tuple[str, ...] = GROUPS
-    """Groups of rows: train, sampling, envs, turns, latency, startup."""
+    """Groups of rows: train, sampling, envs, turns, processes, latency, startup."""
     rounds: int = 5
     """Rounds that count, after one to warm up."""
     threads: int = 2
