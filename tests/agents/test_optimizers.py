@@ -234,7 +234,14 @@ def test_p10_the_loss_that_moves_the_weights_is_that_of_the_whole_batch() -> Non
     """ℓ and the step that it scales do not depend on how the batch is split."""
     found = []
     for tokens in (10_000, 12, 1):
-        agent = make_agent(agent="immediate-reward", **LITERAL, lam=0.1, baseline="none", beta=0.5)
+        agent = make_agent(
+            family="gpt2",  # Llama's norms work in float32, whatever the weights are
+            agent="immediate-reward",
+            **LITERAL,
+            lam=0.1,
+            baseline="none",
+            beta=0.5,
+        )
         agent.policy.model.double()
         agent.optimizer = agent.make_optimizer()
         rollout = rollout_of(agent)
@@ -253,7 +260,7 @@ def test_p10_the_loss_that_moves_the_weights_is_that_of_the_whole_batch() -> Non
 def test_p10_the_agent_takes_the_documents_step() -> None:
     """ℓ = -(1/D) Σ (r - b) log π and its gradient, by hand, through one update of ``literal``."""
     settings = {"learning_rate": 0.01, "beta": 0.5, "lam": 0.2, "baseline": "none", **LITERAL}
-    agent = make_agent(agent="immediate-reward", **settings)
+    agent = make_agent(family="gpt2", agent="immediate-reward", **settings)
     agent.policy.model.double()
     agent.optimizer = agent.make_optimizer()
     rollout = rollout_of(agent)
