@@ -159,6 +159,8 @@ class Options:
     """Intra-op threads of every contender."""
     json: Path | None = None
     """File to write all figures to."""
+    markdown: bool = False
+    """Print Markdown."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "rounds", "threads")
@@ -274,28 +276,44 @@ def summarise(row: Row, sides: Sequence[Side]) -> list[dict[str, Any]]:
     return found
 
 
-def table(lines: Sequence[dict[str, Any]]) -> Table:
-    """Lay the figures out."""
-    shown = Table(title="Units a second: median (least to most) over the rounds")
-    for column in ("what", "who", "a second", "ours is", "share of the floor"):
-        shown.add_column(column, justify="left" if column in ("what", "who") else "right")
+COLUMNS = ("what", "who", "a second, median (least to most)", "ours is", "share of the floor")
+
+
+def cells(lines: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Lay the figures out as texts, a line a contender."""
+    found: list[tuple[str, ...]] = []
     before = None
     for line in lines:
         what = f"{line['row']}, {line['unit']}" if line["row"] != before else ""
-        if what and before is not None:
-            shown.add_section()
         before = line["row"]
         if "rates" not in line:
-            shown.add_row(what, line["label"], line.get("why", "?"), "", "")
+            found.append((what, line["label"], line.get("why", "?"), "", ""))
             continue
-        rates, ratio = line["rates"], line.get("ours")
+        rates, ratio, share = line["rates"], line.get("ours"), line.get("floor_share")
         speed = f"{_digits(line['median'])} ({_digits(min(rates))} to {_digits(max(rates))})"
         ours = (
             f"{ratio['median']:.2f}x ({ratio['least']:.2f} to {ratio['most']:.2f})" if ratio else ""
         )
-        share = line.get("floor_share")
-        shown.add_row(what, line["label"], speed, ours, "" if share is None else f"{share:.0%}")
+        found.append((what, line["label"], speed, ours, "" if share is None else f"{share:.0%}"))
+    return found
+
+
+def table(lines: Sequence[dict[str, Any]]) -> Table:
+    """Return the figures as a table for the terminal."""
+    shown = Table(title="Units a second over the rounds; ratios are taken round by round")
+    for column in COLUMNS:
+        shown.add_column(column, justify="left" if column in ("what", "who") else "right")
+    for number, row in enumerate(cells(lines)):
+        if row[0] and number:
+            shown.add_section()
+        shown.add_row(*row)
     return shown
+
+
+def markdown(lines: Sequence[dict[str, Any]]) -> str:
+    """Return the figures as a Markdown table."""
+    rows = [COLUMNS, ("---", "---", "---:", "---:", "---:"), *cells(lines)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _digits(value: float) -> str:
@@ -329,7 +347,10 @@ def main(options: Options, console: Console) -> list[dict[str, Any]]:
                 found = {**machine(options), "lines": lines}
                 options.json.parent.mkdir(parents=True, exist_ok=True)
                 options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    console.print(table(lines))
+    if options.markdown:
+        print(markdown(lines))
+    else:
+        console.print(table(lines))
     return lines
 
 

@@ -12,7 +12,17 @@ from rich.console import Console
 
 from benchmarks import throughput
 from benchmarks.contenders import CONTENDERS
-from benchmarks.throughput import ROWS, Contender, Options, Row, Side, main, measure, summarise
+from benchmarks.throughput import (
+    ROWS,
+    Contender,
+    Options,
+    Row,
+    Side,
+    main,
+    markdown,
+    measure,
+    summarise,
+)
 
 SMALL = Contender("small", "gemm", {"size": 64})
 LARGE = Contender("large", "gemm", {"size": 128})
@@ -69,6 +79,12 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert "ours" not in first
     assert second["ours"] == {"median": 4.0, "least": 2.0, "most": 9.0}
     assert "floor_share" not in second
+    shown = markdown([first, second, {"row": "title", "label": "third", "why": "not installed: x"}])
+    assert shown.splitlines()[2:] == [
+        "| title, unit | ours | 40 (10 to 90) |  | 50% |",
+        "|  | theirs | 10 (5 to 10) | 4.00x (2.00 to 9.00) |  |",
+        "|  | third | not installed: x |  |  |",
+    ]
 
 
 def test_figures_are_written_and_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
