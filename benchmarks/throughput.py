@@ -80,7 +80,7 @@ def _rows() -> tuple[Row, ...]:
         rows.append(
             Row(
                 "sampling",
-                f"sampling, embedded model, {batch} rows{alike}",
+                f"sampling, embedded model, {batch} row{'s' * (batch > 1)}{alike}",
                 "tokens",
                 (
                     Contender("llm-envs", "sample", given),
