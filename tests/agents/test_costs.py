@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from largest import LargestTensor
 from three_tokens import TASKS, Identity, make_agent, task_fixture
 
 
@@ -107,27 +106,12 @@ def test_an_update_reads_every_prefix_once_a_pass(name: str) -> None:
     assert prefixes(rollout.sequences) < 0.7 * sum(map(len, rollout.sequences))
 
 
-class Largest(TorchDispatchMode):
-    """Notes the size of the largest tensor that any operation makes, in bytes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for x in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(x, Tensor):
-                self.bytes = max(self.bytes, x.untyped_storage().nbytes())
-        return out
-
-
 @pytest.mark.parametrize("name", EVERY)
 def test_the_largest_tensor_of_an_update(name: str) -> None:
     agent = made(name, group_size=32, **EVERY[name][0])
     rollout, _ = rollout_of(agent)
     nodes = prefixes(rollout.sequences)
-    with Largest() as seen:
+    with LargestTensor() as seen:
         agent.learn_from(rollout)
     # The mask of the tree, once for all heads: scores of attention are never written down, nor is
     # anything else that grows with the square of a length, and nothing is there once a sequence.

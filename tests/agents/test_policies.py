@@ -20,7 +20,6 @@ import torch
 from scipy.stats import chisquare
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -45,6 +44,7 @@ from agents.policies.models import (
 )
 from agents.rollout import Rollout, collect
 from agents.sampling import Completion, SamplingConfig, sampling_logits
+from largest import LargestTensor
 from llm_envs.core.task import Outcome, WritingTask
 from llm_envs.core.vector import TextVectorEnv
 from three_tokens import relative
@@ -353,21 +353,6 @@ def test_p23_micro_batches_hold_everything_once(tokenizer: Any, micro_batch_toke
 
 
 # --- chunks ----------------------------------------------------------------------------------
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the size of the largest floating-point tensor that any operation makes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.size = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for x in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(x, Tensor) and x.is_floating_point():
-                self.size = max(self.size, x.numel())
-        return out
 
 
 def largest(policy: Any, sampled: Sequence[Any], reference: Any, at_once: int | None) -> int:
