@@ -153,7 +153,7 @@ def divergences(
     Returns:
         (N,) in nats.
     """
-    found = student.lay_out(sequences)
+    found = student.lay_out(sequences, teacher)
     with torch.no_grad():
         taught = teacher.read(found.forest)
     learned = student.read(found.forest)
@@ -211,8 +211,9 @@ def conversations(
     try:
         for batch in itertools.count():
             seeds = episode_seeds(seed, batch, config.prompts, config.group_size)
-            player = teacher.begin(SamplingConfig(max_new_tokens))
-            yield list(collect(player, envs, seeds=seeds).sequences)
+            sampling = SamplingConfig(max_new_tokens)
+            # No name holds the player while the student learns: its caches go.
+            yield list(collect(teacher.begin(sampling), envs, seeds=seeds).sequences)
     finally:
         envs.close()
 

@@ -190,7 +190,7 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         there = self.buffers[0].shape
         if rows <= there[0] and slots <= there[2]:
             return
-        wanted = rows if rows == there[0] else max(rows, there[0] + there[0] // 2)
+        wanted = there[0] if rows <= there[0] else max(rows, there[0] + there[0] // 2)
         longer = there[2] if slots <= there[2] else slots + max(32, slots // 4)
         held = (self.keys, self.values)
         self.buffers = [x.new_empty(wanted, x.shape[1], longer, x.shape[3]) for x in held]
@@ -427,7 +427,7 @@ class Sampler:
         Returns:
             The cache, the logits after each of its rows, and the row of each conversation.
         """
-        known = self.histories
+        known, history = self.histories, None
         alike: dict[Any, int] = {}
         keys: list[tuple[History | None, tuple[int, ...]]] = []
         at: list[int] = []
@@ -439,8 +439,10 @@ class Sampler:
                 keys.append((history, key[1]))
             at.append(alike[key])
         held = gathered([history for history, _ in keys], self.device)
+        fresh = [ids for _, ids in keys]
+        del known, keys, history  # the caches that this one was made of go before the reading
         self.histories = {}
-        logits = self._read_padded(held, [ids for _, ids in keys])
+        logits = self._read_padded(held, fresh)
         return held, logits, torch.tensor(at, device=self.device)
 
     def _read_padded(self, held: KeyValues, new: Sequence[Sequence[int]]) -> Tensor:

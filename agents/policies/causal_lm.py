@@ -235,12 +235,17 @@ class CausalLMPolicy:
             groups[-1] += row
         return groups
 
-    def _rows(self, sequences: Sequence[Sequence[int]]) -> list[tuple[list[int], int]]:
+    def _rows(
+        self, sequences: Sequence[Sequence[int]], other: CausalLMPolicy | None = None
+    ) -> list[tuple[list[int], int]]:
         """Distribute sequences over rows; return the members of each and its width."""
         longest = max(map(len, sequences), default=0)
-        if not self.trees or (self.window is not None and longest > self.window):
+        readers = [self] if other is None else [self, other]
+        if any(not p.trees or (p.window is not None and longest > p.window) for p in readers):
             return [([i], len(ids)) for i, ids in enumerate(sequences)]
-        return rows_of(sequences, limit=min(TREE_TOKENS, self.micro_batch_tokens))
+        # Some windows count slots, so that a row must not be longer than they are either.
+        windows = [p.window for p in readers if p.window is not None]
+        return rows_of(sequences, limit=min(TREE_TOKENS, self.micro_batch_tokens, *windows))
 
     def score(
         self,
@@ -260,7 +265,7 @@ class CausalLMPolicy:
             the right, where causal attention never looks.
         """
         support = self._support(sequences)
-        found = self.lay_out(sequences, distinct=support is None)
+        found = self.lay_out(sequences, reference, distinct=support is None)
         own = self.read(found.forest)
         with torch.no_grad():
             other = None if reference is None else reference.read(found.forest)
@@ -303,15 +308,22 @@ class CausalLMPolicy:
         found = [nodes[s.states] for nodes, s in zip(laid_out.nodes, sequences, strict=True)]
         return torch.from_numpy(joined(found)).to(self.device)
 
-    def lay_out(self, sequences: Sequence[TokenSequence], *, distinct: bool = True) -> LaidOut:
+    def lay_out(
+        self,
+        sequences: Sequence[TokenSequence],
+        other: CausalLMPolicy | None = None,
+        *,
+        distinct: bool = True,
+    ) -> LaidOut:
         """Lay sequences out for ``read``, each distinct prefix once.
 
         Args:
             sequences: What was read and sampled.
+            other: Another policy that will read the same, if its model can.
             distinct: See :func:`sampled_tokens`.
         """
         ids = [s.ids for s in sequences]
-        laid_out = forest(ids, [members for members, _ in self._rows(ids)], self.pad)
+        laid_out = forest(ids, [members for members, _ in self._rows(ids, other)], self.pad)
         sampled = [np.array(s.turns) >= 0 for s in sequences]
         at = sampled_tokens(laid_out, ids, sampled, distinct=distinct)
         device = self.device

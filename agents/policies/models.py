@@ -368,6 +368,10 @@ def context_length(model: Any) -> int:
 def attention_window(model: Any) -> int | None:
     """Return how many tokens back the most short-sighted layer sees; ``None`` for all of them."""
     config = model.config.get_text_config()
+    if "local" in (getattr(config, "attention_layers", None) or ()):  # GPT-Neo
+        return int(config.window_size)
+    if (chunk := getattr(config, "attention_chunk_size", None)) is not None:  # Llama 4
+        return int(chunk)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
     return getattr(config, "sliding_window", None) if "sliding_attention" in kinds else None
 

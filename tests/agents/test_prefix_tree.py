@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     GraniteConfig,
@@ -25,6 +27,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from agents.distill import divergences
 from agents.policies.causal_lm import CausalLMPolicy, TokenSequence
 from agents.policies.models import Critic, frozen_copy
 from agents.policies.prefix_tree import (
@@ -174,10 +177,39 @@ def test_a_window_of_attention_that_is_too_short_is_left_to_the_model(tokenizer:
     policy = CausalLMPolicy(make_model("mistral"), tokenizer)
     long = [conversation(i, (-1, [5] * 21), (0, [i, 0])) for i in (1, 2)]
     assert policy.lay_out(long).forest.until is None
-    short = [conversation(i, (-1, [5] * 17), (0, [i, 0])) for i in (1, 2)]
+    short = [conversation(i, (-1, [5] * 14), (0, [i, 0])) for i in (1, 2)]
     assert policy.lay_out(short).forest.until is not None
     together, alone = (policy.score(said).log_probs[:2] for said in (long, long[:1]))
     assert relative(together, alone) < 1e-6
+
+
+def test_a_window_that_counts_slots_limits_the_rows(tokenizer: Any) -> None:
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_heads": 2, "num_layers": 2}
+    kinds = {"attention_types": [[["global", "local"], 1]], "window_size": 24}
+    torch.manual_seed(0)
+    model = GPTNeoForCausalLM(
+        GPTNeoConfig(**sizes, **kinds, max_position_embeddings=64, initializer_range=0.25)
+    )
+    policy = CausalLMPolicy(model.double(), tokenizer)
+    assert policy.window == 24
+    said = [conversation(i, (-1, [5] * 8), (0, [i] * 8)) for i in range(6)]
+    assert policy.lay_out(said).forest.until is not None
+    trees = policy.score(said).log_probs
+    policy.trees = False
+    assert relative(trees, policy.score(said).log_probs) < 1e-9
+
+
+def test_what_a_teacher_cannot_read_as_a_tree_is_read_plainly(tokenizer: Any) -> None:
+    student = CausalLMPolicy(make_model("llama"), tokenizer)
+    teacher = CausalLMPolicy(make_model("mistral"), tokenizer)
+    teacher.window = 8
+    torch.nn.init.normal_(teacher.model.lm_head.weight)
+    said = [conversation(i, (-1, [5] * 10), (0, [i, 0])) for i in (1, 2)]
+    assert student.lay_out(said).forest.until is not None
+    assert student.lay_out(said, teacher).forest.until is None
+    found = divergences(teacher, student, said)
+    student.trees = False
+    assert relative(found, divergences(teacher, student, said)) < 1e-6  # norms are in float32
 
 
 # --- the layout ----------------------------------------------------------------------------------

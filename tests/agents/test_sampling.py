@@ -156,6 +156,13 @@ def test_p17_holds_when_the_buffers_have_to_grow(model: Any) -> None:
     assert played.difference < 1e-5
 
 
+def test_buffers_grow_no_rows_that_nobody_needs() -> None:
+    sampler = make_sampler(make_model("llama"), end=-1)
+    sampler.answer({row: [2, 3] for row in range(16)}, SamplingConfig(150))
+    layer = sampler.histories[0].held.cache.layers[0]
+    assert layer.buffers[0].shape[0] <= 1.5 * 16
+
+
 def test_a_shared_prompt_is_read_once_and_history_never_again(model: Any) -> None:
     sampler = make_sampler(model)
     prompts = {row: [2, 3, 4, 5, 6] if row < 8 else [7, 8] for row in range(16)}
