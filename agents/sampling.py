@@ -10,7 +10,7 @@ there, which no query attends to and which no position counts.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,14 +170,12 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         new._hold(new.buffers, 0, 0)
         new._reserve(count, slots)
         for layer, rows, places, width in pieces:
-            whole = len(rows) == count
             for mine, its in zip(new.buffers, (layer.keys, layer.values), strict=True):
-                if whole and width == slots:  # one copy, and no more
-                    torch.index_select(its[..., :width, :], 0, rows, out=mine[:count, :, :width])
+                if len(pieces) == 1:  # one copy, and no more
+                    torch.index_select(its[..., :slots, :], 0, rows, out=mine[:count, :, :slots])
                 else:
                     mine[places, :, :width] = its[rows, :, :width]
-            for mine in new.buffers:
-                mine[places, :, width:slots] = 0
+                    mine[places, :, width:slots] = 0
         new._hold(new.buffers, count, slots)
         return new
 
@@ -255,7 +253,7 @@ class KeyValues:
 
     def select(self, rows: Tensor) -> KeyValues:
         """Return a copy that holds the given rows, in their order (repeated ones too)."""
-        return gathered([History(self, row, self.slots) for row in rows.tolist()], self.mask.device)
+        return _assembled([(self, rows, torch.arange(len(rows), device=rows.device), self.slots)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,29 +267,39 @@ class History:
 
 def gathered(histories: Sequence[History | None], device: torch.device) -> KeyValues:
     """Return a cache with a row for each history; ``None`` is one of which nothing was read."""
-    new = KeyValues(len(histories), device)
-    found = [(place, h) for place, h in enumerate(histories) if h is not None]
-    if not found:
-        return new
-    slots = max(h.slots for _, h in found)
-    new.mask = new.mask.new_zeros(len(histories), slots)
     by_source: dict[tuple[int, int], list[tuple[int, History]]] = {}
-    for place, h in found:
-        by_source.setdefault((id(h.held), h.slots), []).append((place, h))
-    pieces = []
-    for (_, width), members in by_source.items():
-        held = members[0][1].held
-        places = torch.tensor([place for place, _ in members], device=device)
-        rows = torch.tensor([h.row for _, h in members], device=device)
-        new.mask[places, :width] = held.mask[rows, :width]
-        pieces.append((held, rows, places, width))
-    missing = torch.tensor([i for i, h in enumerate(histories) if h is None], dtype=torch.long)
+    for place, h in enumerate(histories):
+        if h is not None:
+            by_source.setdefault((id(h.held), h.slots), []).append((place, h))
+    if not by_source:
+        return KeyValues(len(histories), device)
+
+    def numbers(values: Iterable[int]) -> Tensor:
+        return torch.tensor(list(values), dtype=torch.long, device=device)
+
+    pieces = [
+        (of[0][1].held, numbers(h.row for _, h in of), numbers(i for i, _ in of), of[0][1].slots)
+        for of in by_source.values()
+    ]
+    missing = numbers(i for i, h in enumerate(histories) if h is None)
     if len(missing):  # their slots are holes; what stands there only has to be finite
-        held, rows, _, width = pieces[0]
-        pieces.append((held, rows[:1].expand(len(missing)), missing.to(device), width))
+        held, rows, _, slots = pieces[0]
+        pieces.append((held, rows[:1].expand(len(missing)), missing, slots))
+    new = _assembled(pieces)
+    new.mask[missing] = False
+    new.positions[missing] = 0
+    return new
+
+
+def _assembled(pieces: Sequence[tuple[KeyValues, Tensor, Tensor, int]]) -> KeyValues:
+    """Return a cache that is put together of others: (cache, rows of it, rows here, slots) each."""
+    new = KeyValues(sum(len(rows) for _, rows, _, _ in pieces), pieces[0][0].mask.device)
+    new.mask = new.mask.new_zeros(len(new.mask), max(slots for *_, slots in pieces))
+    for held, rows, places, slots in pieces:
+        new.mask[places, :slots] = held.mask[rows, :slots]
     new.positions = new.mask.sum(1)
     new.cache.layers = [
-        _GrowingLayer.gathered([(kv.cache.layers[i], *rest) for kv, *rest in pieces])
+        _GrowingLayer.gathered([(held.cache.layers[i], *rest) for held, *rest in pieces])
         for i in range(len(pieces[0][0].cache.layers))
     ]
     return new
@@ -379,9 +387,7 @@ class Sampler:
                 tokens = draw(log_probs, uniforms[going, step], at)
             drawn = (going, tokens, log_probs[at, tokens])
             steps.append(drawn if support is None else (*drawn, support[at]))
-            goes = tokens != self.end
-            last = step + 1 == limit
-            over = torch.ones_like(goes) if last else ~goes
+            over = (tokens == self.end) | (step + 1 == limit)
             for i, row in zip(going[over].tolist(), rows[at[over]].tolist(), strict=True):
                 self.histories[names[i]] = History(held, row, held.slots)
             going = going[~over]

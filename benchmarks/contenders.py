@@ -4,12 +4,11 @@ A contender is a function that builds what it needs and then does the same work 
 after each repetition it tells how much that was (:class:`Work`) and waits for the next signal. So
 contenders take turns, and none meets the threads, patches or memory of another.
 
-Run by ``benchmarks.throughput``: ``python -m benchmarks.contenders NAME [ARGUMENTS AS JSON]``.
+Run by ``benchmarks.throughput``: ``python -m benchmarks.contenders NAME ARGUMENTS_AS_JSON``.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import subprocess
@@ -19,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import numpy as np
 
@@ -47,14 +46,14 @@ class Work:
 Report = Callable[[Work], None]
 
 
-def _report() -> Report:
+def _report(out: IO[str]) -> Report:
     began = 0.0
 
     def report(work: Work) -> None:
         nonlocal began
         seconds = time.perf_counter() - began
         told = asdict(replace(work, seconds=work.seconds or seconds))
-        print(json.dumps(told), file=real_stdout, flush=True)
+        print(json.dumps(told), file=out, flush=True)
         if not sys.stdin.readline():
             os._exit(0)  # the measuring is over, in the middle of somebody's training loop
         began = time.perf_counter()
@@ -197,20 +196,20 @@ def train(report: Report, *, workload: str, share: bool = True, autocast: str = 
     body, head = sizes(policy.model)
 
     def once() -> Work:
-        before = policy.read_tokens
+        before, began = policy.read_tokens, time.perf_counter()
+        policy.trees = share
         agent.iterate()
+        seconds = time.perf_counter() - began
+        # Counting what was needed, whatever was done, does not count.
+        policy.trees = True
         assert agent.batch is not None
         read, sampled = policy.read_tokens - before, agent.batch.tokens
-        trees, policy.trees = policy.trees, True
-        laid_out = policy.lay_out(agent.batch.sequences)  # what is needed, whatever was done
-        policy.trees = share
+        laid_out = policy.lay_out(agent.batch.sequences)
         distinct = len(np.unique(np.concatenate(laid_out.forest.nodes)))
         guesses = len(laid_out.sampled.places)
         flops = 2 * (body * read + head * sampled) + 6 * (body * distinct + head * guesses)
-        assert trees == share
-        return Work(agent.batch.episodes, flops)
+        return Work(agent.batch.episodes, flops, seconds=seconds)
 
-    policy.trees = share
     repeat(once, report)
 
 
@@ -296,7 +295,7 @@ def train_processes(report: Report, *, count: int, updates: int = 6) -> None:
 # --- sampling ------------------------------------------------------------------------------------
 
 
-def _prompts_of(model: str, batch: int, group: int) -> list[str]:
+def _prompts_of(batch: int, group: int) -> list[str]:
     distinct = questions(max(1, batch // group))[0]
     return [prompt for prompt in distinct for _ in range(group)][:batch]
 
@@ -309,7 +308,7 @@ def sample(report: Report, *, model: str, batch: int, group: int, tokens: int = 
     policy = CausalLMPolicy.from_pretrained(model, device="cpu", chat=False)
     policy.model.eval()
     body, head = sizes(policy.model)
-    prompts = policy.tokenizer(_prompts_of(model, batch, group))["input_ids"]
+    prompts = policy.tokenizer(_prompts_of(batch, group))["input_ids"]
     config = SamplingConfig(tokens)
     size = policy.model.config.num_key_value_heads * policy.model.config.head_dim
     slot_bytes = 2 * 4 * policy.model.config.num_hidden_layers * size
@@ -339,7 +338,7 @@ def sample_transformers(
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    given = tokenizer(_prompts_of(model, batch, group), return_tensors="pt", padding=True)
+    given = tokenizer(_prompts_of(batch, group), return_tensors="pt", padding=True)
     torch.manual_seed(0)
     settings: dict[str, Any] = {
         "do_sample": True,
@@ -392,7 +391,7 @@ def env_steps(report: Report, *, env: str, n: int, sync: bool = False) -> None:
     repeat(once, report)
 
 
-def env_steps_gem(report: Report, *, n: int) -> None:
+def env_steps_gem(report: Report) -> None:
     """Episodes of GEM's ``QaEnv`` (one step each) on the questions of DialogueQA, one by one."""
     from datasets import Dataset, disable_progress_bars
     from gem.envs.qa_env import QaEnv
@@ -465,8 +464,6 @@ def turns(report: Report, *, turns: int, again: bool = False, rows: int = 16) ->
         again: Read the history anew for every turn, as one example a turn does.
         rows: Dialogues.
     """
-    import torch
-
     from agents.policies.causal_lm import CausalLMPolicy, TokenSequence
     from agents.sampling import Completion
 
@@ -499,7 +496,6 @@ def turns(report: Report, *, turns: int, again: bool = False, rows: int = 16) ->
         tokens = sum(map(len, sequences))
         return Work(rows, 6 * (body * tokens + head * 12 * turns * rows))
 
-    torch.manual_seed(0)
     repeat(once, report)
 
 
@@ -521,15 +517,15 @@ def latency(report: Report, *, rows: int) -> None:
         max_new_tokens=20,
     )
     policy: Any = agent.policy
-    batches = [agent.collect()]
+    rollout = agent.collect()
     prompts = dict(enumerate(questions(rows)[0]))
     body, head = sizes(policy.model)
-    known = sum(map(len, batches[0].sequences))
+    known = sum(map(len, rollout.sequences))
 
     def once() -> Work:
-        agent.learn_from(batches[0])
+        agent.learn_from(rollout)
         policy.begin(SamplingConfig(1)).act(prompts, 0)
-        flops = 8 * body * known + 8 * head * batches[0].tokens
+        flops = 8 * body * known + 8 * head * rollout.tokens
         weights = 4 * (body + head)
         return Work(1, flops, 12 * weights)  # weight, gradient and two moments: read and written
 
@@ -601,16 +597,13 @@ CONTENDERS: dict[str, Callable[..., None]] = {
     )
 }
 
-real_stdout = sys.stdout
-
 
 def main() -> None:
     """Serve repetitions of one contender; what it prints itself goes to stderr."""
-    global real_stdout
-    name, arguments = sys.argv[1], json.loads(next(itertools.islice(sys.argv, 2, 3), "{}"))
-    real_stdout, sys.stdout = sys.stdout, sys.stderr
+    _, name, arguments = sys.argv
+    report, sys.stdout = _report(sys.stdout), sys.stderr
     try:
-        CONTENDERS[name](_report(), **arguments)
+        CONTENDERS[name](report, **json.loads(arguments))
     except ImportError as error:
         print(error, file=sys.stderr)
         raise SystemExit(MISSING) from error

@@ -60,6 +60,13 @@ class Run:
         return train
 
 
+def process_environment(threads: int) -> dict[str, str]:
+    """Return the environment of a process that is measured, or trains, with so many threads."""
+    # Growing tensors cost page faults where memory goes back to the system each time.
+    kept = {"MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_MMAP_MAX_": "0"}
+    return {**kept, **os.environ, "OMP_NUM_THREADS": str(threads)}
+
+
 def complete(runs: Sequence[Run], out: Path, *, workers: int, report: str) -> list[Path]:
     """Make every run that is not there yet, each in a process with one thread.
 
@@ -77,9 +84,7 @@ def complete(runs: Sequence[Run], out: Path, *, workers: int, report: str) -> li
             stop. Those in the queue are not begun.
     """
     out.mkdir(parents=True, exist_ok=True)
-    # Growing tensors cost page faults where memory goes back to the system each time.
-    kept = {"MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_MMAP_MAX_": "0"}
-    environment = {**kept, **os.environ, "OMP_NUM_THREADS": "1"}
+    environment = process_environment(threads=1)
 
     def make(run: Run) -> Path:
         folder = out / run.name

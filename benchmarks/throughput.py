@@ -13,7 +13,6 @@ Peers come with ``pip install 'llm-envs[bench]'`` (TRL, rouge-score) and, by han
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -29,7 +28,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from agents.base import at_least
+from agents.runs import write_json
 from benchmarks.contenders import MISSING
+from benchmarks.experiment import process_environment
 from llm_envs.datasets.splits import did_you_mean
 
 
@@ -94,7 +95,7 @@ def _rows() -> tuple[Row, ...]:
             if n == 64:
                 sides += [Contender("sync vector", "env_steps", {"env": env, "n": n, "sync": True})]
             if env == "DialogueQA-v0":
-                sides += [Contender("GEM QaEnv", "env_steps_gem", {"n": n})]
+                sides += [Contender("GEM QaEnv", "env_steps_gem")]
             rows.append(Row("envs", f"{env}, {n} side by side", "steps", tuple(sides)))
     rows.append(
         Row(
@@ -185,8 +186,6 @@ class Side:
         self.rates: list[float] = []
         self.shares: list[float | None] = []
         self.why = ""
-        kept = {"MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_MMAP_MAX_": "0"}
-        environment = {**kept, **os.environ, "OMP_NUM_THREADS": str(threads)}
         self.process = subprocess.Popen(
             [
                 sys.executable,
@@ -199,7 +198,7 @@ class Side:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment,
+            env=process_environment(threads),
         )
 
     def wait(self) -> dict[str, float] | None:
@@ -344,9 +343,8 @@ def main(options: Options, console: Console) -> list[dict[str, Any]]:
             sides = measure(row, options, lambda: progress.advance(task))
             lines += summarise(row, sides)
             if options.json is not None:  # what is measured is kept, whatever comes
-                found = {**machine(options), "lines": lines}
                 options.json.parent.mkdir(parents=True, exist_ok=True)
-                options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+                write_json(options.json, {**machine(options), "lines": lines})
     if options.markdown:
         print(markdown(lines))
     else:

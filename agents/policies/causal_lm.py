@@ -262,7 +262,7 @@ class CausalLMPolicy:
 
         Returns:
             Flat scores of all sampled tokens. Padding costs time but changes nothing: it stands on
-            the right, where causal attention never looks.
+            the right, where neither causal attention nor the mask of a tree lets anybody look.
         """
         support = self._support(sequences)
         found = self.lay_out(sequences, reference, distinct=support is None)

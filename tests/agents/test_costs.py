@@ -28,26 +28,16 @@ class Spelled(Identity):
 _tasks = task_fixture({**TASKS, "Spelled-v9": Spelled})
 
 
-class Counter:
-    """Counts the forward passes of a model's trunk."""
-
-    def __init__(self) -> None:
-        self.passes: list[tuple[int, bool]] = []  # tokens computed, with gradients
-
-    def watch(self, model: Any) -> Any:
-        return model.base_model.register_forward_pre_hook(
-            lambda _, __, inputs: self.passes.append(
-                (inputs["input_ids"].numel(), torch.is_grad_enabled())
-            ),
-            with_kwargs=True,
-        )
-
-
 @contextmanager
 def counted(*models: Any) -> Iterator[list[tuple[int, bool]]]:
-    counter = Counter()
-    handles = [counter.watch(model) for model in models]
-    yield counter.passes
+    """Forward passes of the models' trunks: tokens computed, and whether with gradients."""
+    passes: list[tuple[int, bool]] = []
+
+    def note(_: Any, __: Any, inputs: Any) -> None:
+        passes.append((inputs["input_ids"].numel(), torch.is_grad_enabled()))
+
+    handles = [m.base_model.register_forward_pre_hook(note, with_kwargs=True) for m in models]
+    yield passes
     for handle in handles:
         handle.remove()
 
