@@ -161,6 +161,9 @@ class World:
         """Disconnect; nothing that all ranks do can follow."""
         if self.accelerator is not None:
             self.accelerator.end_training()
+            # A thread of Gloo lets go of the last message only after it has been received, and
+            # takes Python's lock for that; if Python has begun to end, the process is aborted.
+            time.sleep(0.5)
 
 
 ALONE = World()
