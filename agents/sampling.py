@@ -196,6 +196,34 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             buffer[: len(old), :, : old.shape[2]] = old
 
 
+PASS_TOKENS = {"cpu": 1024, "cuda": 32_768}
+"""Tokens of prompts, padding included, after which the next ones get a pass of their own.
+
+On a CPU, what is padded to the longest prompt costs more than several passes do: 64 prompts of 92
+tokens on average, 157 at most, are read in 0.55 of the time.
+"""
+
+
+def passes_by_length(lengths: Sequence[int], enough: int) -> list[list[int]]:
+    """Split prompts into passes, each of prompts of like length.
+
+    Args:
+        lengths: Of each prompt, in tokens.
+        enough: A pass that has come to so many tokens, padding included, is full.
+
+    Returns:
+        Numbers of the prompts of each pass, shorter ones first.
+    """
+    passes: list[list[int]] = []
+    full = True
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if full:
+            passes.append([])
+        passes[-1].append(i)
+        full = len(passes[-1]) * lengths[i] >= enough
+    return passes
+
+
 class KeyValues:
     """What a model has read: its cache, and which slots hold tokens of which row.
 
@@ -444,12 +472,32 @@ class Sampler:
                 alike[key] = len(keys)
                 keys.append((history, key[1]))
             at.append(alike[key])
-        held = gathered([history for history, _ in keys], self.device)
         fresh = [ids for _, ids in keys]
+        places = torch.tensor(at, device=self.device)
+        if all(history is None for history, _ in keys):
+            self.histories = {}
+            return *self._read_prompts(fresh), places
+        held = gathered([history for history, _ in keys], self.device)
         del known, keys, history  # the caches that this one was made of go before the reading
         self.histories = {}
-        logits = self._read_padded(held, fresh)
-        return held, logits, torch.tensor(at, device=self.device)
+        return held, self._read_padded(held, fresh), places
+
+    def _read_prompts(self, new: Sequence[Sequence[int]]) -> tuple[KeyValues, Tensor]:
+        """Read conversations from their beginning."""
+        enough = PASS_TOKENS.get(self.device.type, PASS_TOKENS["cuda"])
+        passes = passes_by_length([len(ids) for ids in new], enough)
+        if len(passes) == 1:
+            held = KeyValues(len(new), self.device)
+            return held, self._read_padded(held, new)
+        logits, pieces = [], []
+        for members in passes:
+            piece = KeyValues(len(members), self.device)
+            logits.append(self._read_padded(piece, [new[i] for i in members]))
+            places = torch.tensor(members, device=self.device)
+            pieces.append((piece, torch.arange(len(members), device=self.device), places))
+        held = _assembled([(*piece, piece[0].slots) for piece in pieces])
+        order = torch.cat([places for *_, places in pieces]).argsort()
+        return held, torch.cat(logits)[order]
 
     def _read_padded(self, held: KeyValues, new: Sequence[Sequence[int]]) -> Tensor:
         width = max(map(len, new))

@@ -20,7 +20,15 @@ from scipy.stats import chi2_contingency, chisquare
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from agents.sampling import Completion, Sampler, SamplingConfig, draw, sampling_logits
+from agents.sampling import (
+    PASS_TOKENS,
+    Completion,
+    Sampler,
+    SamplingConfig,
+    draw,
+    passes_by_length,
+    sampling_logits,
+)
 
 FAMILIES = ("gpt2", "llama", "llama-gqa")
 END, PAD = 0, 1
@@ -121,11 +129,13 @@ def ids_of(rng: random.Random, most: int = 9) -> list[int]:
     return [rng.randrange(2, 12) for _ in range(rng.randrange(1, most + 1))]
 
 
+@pytest.mark.parametrize("enough", [1024, 10])
 @pytest.mark.parametrize("config", [SamplingConfig(7), SamplingConfig(7, 1.4, 5, 0.8)])
 def test_p17_cached_log_probs_are_those_of_the_full_forward(
-    model: Any, config: SamplingConfig
+    model: Any, config: SamplingConfig, enough: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Shared prompts, ragged turns, rows that end early, leave, begin anew and join."""
+    monkeypatch.setitem(PASS_TOKENS, "cpu", enough)  # prompts in one pass, or in several
     rng = random.Random(3)
     played = Played(model, make_sampler(model), config)
     prompts = [ids_of(rng) for _ in range(3)]
@@ -147,6 +157,29 @@ def test_p17_cached_log_probs_are_those_of_the_full_forward(
     assert played.difference < 1e-5
     assert played.sampler.read_tokens == played.read
     assert len(lengths) > 3  # else nothing ragged was tried
+
+
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=80), st.integers(1, 2000))
+def test_passes_hold_prompts_of_like_length_and_are_full(lengths: list[int], enough: int) -> None:
+    passes = passes_by_length(lengths, enough)
+    assert sorted(i for members in passes for i in members) == [*range(len(lengths))]
+    held = [[lengths[i] for i in members] for members in passes]
+    assert sorted(lengths) == [length for members in held for length in members]
+    padded = [len(members) * max(members) for members in held]
+    assert all(tokens >= enough for tokens in padded[:-1])
+    assert all((len(m) - 1) * sorted(m)[-2] < enough for m in held if len(m) > 1)
+
+
+def test_prompts_of_many_lengths_are_hardly_padded() -> None:
+    model = make_model("llama")
+    read: list[tuple[int, int]] = []
+    model.register_forward_pre_hook(
+        lambda _, __, inputs: read.append(inputs["input_ids"].shape), with_kwargs=True
+    )
+    prompts = {row: [2] * (5 + row) for row in range(128)}
+    make_sampler(model).answer(prompts, SamplingConfig(1))
+    tokens = sum(map(len, prompts.values()))
+    assert tokens <= sum(rows * width for rows, width in read) < 1.2 * tokens  # in one pass 1.9
 
 
 def test_p17_holds_when_the_buffers_have_to_grow(model: Any) -> None:
