@@ -18,9 +18,8 @@ import shlex
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -34,82 +33,10 @@ from agents.evaluation import Evaluation, evaluate
 from agents.registry import agents_for
 from agents.rollout import Player
 from agents.runs import sync
+from agents.settings import AgentConfig, ConfigT, Family, stored_settings
 from agents.tracking import Tracker
+from llm_envs.core.registration import bare_id
 from llm_envs.datasets.splits import Split, did_you_mean
-
-Family = Literal["writing", "choosing"]
-
-
-@dataclass(frozen=True)
-class AgentConfig:
-    """What every agent is configured by."""
-
-    eval_every: int = 10
-    """Updates between evaluations on the validation split; 0 for none."""
-    eval_episodes: int | None = 128
-    """Validation episodes of each of them; None for all."""
-    checkpoint_every: int = 10
-    """Updates between checkpoints."""
-    threads: int | None = None
-    """Intra-op threads of torch. It changes rounding, so it is part of a run. None leaves it."""
-
-    @property
-    def rows(self) -> int:
-        """Episodes that are played side by side."""
-        return 1
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "checkpoint_every")
-        at_least(self, 0, "eval_every")
-        for name, nothing in (("eval_episodes", "all of them"), ("threads", "torch's own choice")):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it has to be 1 or more, or None ({nothing}).")
-
-
-def at_least(config: Any, least: float, *names: str) -> None:
-    """Refuse settings below the least value that makes sense.
-
-    Raises:
-        ValueError: One is.
-    """
-    for name in names:
-        if not getattr(config, name) >= least:
-            bound = "it cannot be negative" if least == 0 else f"it has to be {least} or more"
-            raise ValueError(f"{name} is {getattr(config, name)}; {bound}.")
-
-
-ConfigT = TypeVar("ConfigT", bound=AgentConfig)
-
-
-def stored_settings(cls: type[Agent[ConfigT]], stored: Mapping[str, Any], origin: str) -> ConfigT:
-    """Return the configuration of an agent that a file holds.
-
-    A setting that the file does not know came after it was written: it has its default.
-
-    Args:
-        cls: The agent.
-        stored: Its settings, as the file holds them.
-        origin: What was written, and by which version, for the error.
-
-    Raises:
-        ValueError: It holds a setting that the agent does not have.
-    """
-    known = {f.name for f in dataclasses.fields(cls.config_class)}
-    if unknown := sorted(stored.keys() - known):
-        raise ValueError(
-            f"{origin} with settings that {cls.name} does not have here "
-            f"({llm_envs.__version__}): {', '.join(unknown)}. Use that version."
-        )
-    return cls.config_class(**stored)  # type: ignore[return-value]
-
-
-def bare_id(env: str) -> str:
-    """Return the registered id of an environment, without a module to import and a namespace.
-
-    ``llm_envs:DialogueQA-v0`` and ``llm_envs/DialogueQA-v0`` are ``DialogueQA-v0``.
-    """
-    return env.rpartition(":")[2].removeprefix("llm_envs/")
 
 
 class Agent(ABC, Generic[ConfigT]):
@@ -135,7 +62,6 @@ class Agent(ABC, Generic[ConfigT]):
     families: ClassVar[tuple[Family, ...]] = ("writing", "choosing")
     refusal: ClassVar[str] = ""
     """Why it cannot play the other family."""
-    default_policy: ClassVar[str] = "none"
 
     def __init__(
         self,
@@ -165,7 +91,7 @@ class Agent(ABC, Generic[ConfigT]):
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         self.policy_name = policy if isinstance(policy, str) else "custom"
-        if self.default_policy == "none" and self.policy_name != "none":
+        if self.config.default_policy == "none" and self.policy_name != "none":
             raise ValueError(
                 f"{self.name} has no language model, and the policy {self.policy_name!r} was "
                 "given. Use 'none'."
@@ -475,10 +401,11 @@ class Agent(ABC, Generic[ConfigT]):
                 f"here: {error}"
             ) from error
         origin = f"The checkpoint {folder} was written by llm-envs {state.get('version')}"
+        config_class: Any = cls.config_class
         agent = cls(
             cls.stored_policy(folder, state, device),
             state["env"],
-            config=stored_settings(cls, state["config"], origin),
+            config=stored_settings(config_class, cls.name, state["config"], origin),
             seed=state["seed"],
             env_kwargs=state["env_kwargs"],
             device=device,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -13,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
-from agents.base import Agent, AgentConfig, at_least
+from agents.base import Agent
 from agents.rollout import Player, Step, episode_seeds, play
+from agents.settings import BaselineConfig, LinearBanditConfig
 
 Floats = npt.NDArray[np.float64]
 
@@ -83,23 +83,6 @@ def random_span(observation: str, rng: random.Random) -> str:
 # --- agents --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class BaselineConfig(AgentConfig):
-    """Settings of agents without a language model."""
-
-    episodes: int = 16
-    """Episodes that are played side by side, and learned from together."""
-
-    @property
-    def rows(self) -> int:
-        """Episodes that are played side by side."""
-        return self.episodes
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, 1, "episodes")
-
-
 BaselineConfigT = TypeVar("BaselineConfigT", bound=BaselineConfig)
 
 
@@ -144,23 +127,6 @@ class Random(Baseline[BaselineConfig]):
     def player(self, deterministic: bool) -> Player:
         """Return a random player; it has nothing better to play."""
         return RandomPlayer(self.seed)
-
-
-@dataclass(frozen=True)
-class LinearBanditConfig(BaselineConfig):
-    """Settings of linear bandits."""
-
-    ridge: float = 1.0
-    """Precision of the prior on the weights."""
-    exploration: float = 0.5
-    """LinUCB: width of the confidence bound, in standard deviations. Thompson: factor of the
-    posterior's standard deviation."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, 0, "exploration")
-        if not self.ridge > 0:
-            raise ValueError(f"ridge is {self.ridge}; give more than 0.")
 
 
 class LinearBandit(Baseline[LinearBanditConfig]):

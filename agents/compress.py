@@ -39,7 +39,7 @@ from rich.table import Table
 
 import llm_envs
 from agents import runs
-from agents.base import at_least, checkpoint_folder, replacing
+from agents.base import checkpoint_folder, replacing
 from agents.distill import DistillConfig, conversations, distill, make_student, mean_divergence
 from agents.evaluation import evaluate
 from agents.flags import check_device, parse_env_kwargs
@@ -51,6 +51,7 @@ from agents.policies.models import folder_of
 from agents.policy_agent import POLICIES, Policy
 from agents.rollout import Player, collect, episode_seeds, play
 from agents.sampling import SamplingConfig
+from agents.settings import at_least
 from llm_envs.core.rendering import printable
 from llm_envs.datasets.splits import did_you_mean
 

@@ -16,12 +16,12 @@ import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
-from agents.base import at_least
 from agents.objectives import kl_divergence
 from agents.policies.causal_lm import CausalLMPolicy, TokenSequence
 from agents.policies.models import in_chunks, split_model
 from agents.rollout import collect, episode_seeds
 from agents.sampling import SamplingConfig, at_least_float32
+from agents.settings import MICRO_BATCH_TOKENS, at_least
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class DistillConfig:
     """Times that the policy plays each."""
     learning_rate: float = 1e-3
     """Of AdamW, falling to 0."""
-    micro_batch_tokens: int = 8192
+    micro_batch_tokens: int = MICRO_BATCH_TOKENS
     """Most tokens in one forward pass."""
 
     def __post_init__(self) -> None:

@@ -33,15 +33,16 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from agents.launch import processes
 from agents.policies.models import Critic, Scores, own_copy
+from agents.settings import Strategy
 
-Strategy = Literal["ddp", "fsdp"]
 T = TypeVar("T")
 
 WAITING = timedelta(days=1)
@@ -170,16 +171,6 @@ ALONE = World()
 """A single process."""
 
 
-def processes() -> int:
-    """Return how many processes torchrun has started, 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
-
-
-def tells() -> bool:
-    """Whether this process is the one that shows help, before the others are known."""
-    return processes() == 1 or os.environ.get("RANK") == "0"
-
-
 def join(strategy: Strategy = "ddp", device: str = "auto") -> World:
     """Connect the processes that torchrun has started; without it there is one, on its own.
 
@@ -218,22 +209,6 @@ def join(strategy: Strategy = "ddp", device: str = "auto") -> World:
         accelerator,
     )
     return replace(alone, peers=tuple(alone.gather((socket.gethostname(), os.getpid()))))
-
-
-def speaks_first() -> bool:
-    """Whether no other process has asked this before: what all of them know is told once."""
-    if processes() == 1:
-        return True
-    try:
-        store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=False,
-            timeout=timedelta(seconds=5),
-        )
-        return store.add(f"llm_envs/spoke/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}", 1) == 1
-    except (RuntimeError, KeyError):  # rank 0 kept the store, and is gone
-        return True
 
 
 def _gone(pid: int) -> bool:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import torch
-
 
 def check_device(device: str) -> None:
     """Refuse a device that cannot be computed on.
@@ -19,6 +17,8 @@ def check_device(device: str) -> None:
     """
     if device == "auto":
         return
+    import torch
+
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:

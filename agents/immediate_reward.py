@@ -19,13 +19,13 @@ loss, and unlearns what is rewarded.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 
-from agents.optimizers import Anchor, Direction, ImmediateUpdate, LossTerm, Precondition
-from agents.reinforce import Reinforce, ReinforceConfig
+from agents.optimizers import ImmediateUpdate
+from agents.reinforce import Reinforce
+from agents.settings import ImmediateRewardConfig
 
 LITERAL: Final[dict[str, Any]] = {
     "direction": "ascend",
@@ -35,38 +35,6 @@ LITERAL: Final[dict[str, Any]] = {
     "max_grad_norm": 0.0,
 }
 """Settings of the formula as it is printed."""
-
-
-@dataclass(frozen=True)
-class ImmediateRewardConfig(ReinforceConfig):
-    """Settings of the document's update."""
-
-    learning_rate: float = 1e-4
-    """α."""
-    beta: float = 1.0
-    """β: weight of the gradient."""
-    lam: float = 0.01
-    """λ: strength of the pull towards the anchor."""
-    direction: Direction = "descend"
-    """Up the loss, as printed, or down, as the document's words say."""
-    loss_term: LossTerm = "none"
-    """The loss itself: added to every coordinate (as printed), a factor of the step, or unused."""
-    anchor: Anchor = "initial"
-    """What regularisation pulls towards: zero (as printed) or the initial weights."""
-    precondition: Precondition = "adam"
-    """The gradient as it is, or Adam's adaptive step."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.gamma:
-            raise ValueError(
-                f"gamma is {self.gamma}; the immediate-reward update credits an answer with its "
-                "own reward only. Use reinforce or ppo for returns."
-            )
-        if self.weight_decay:
-            raise ValueError(
-                f"weight_decay is {self.weight_decay}; lam is what regularises this update."
-            )
 
 
 class ImmediateReward(Reinforce):

@@ -12,15 +12,13 @@ where the words descend, and pulls the weights away from zero when it climbs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-Direction = Literal["ascend", "descend"]
-LossTerm = Literal["broadcast", "step_size", "none"]
-Anchor = Literal["zero", "initial"]
-Precondition = Literal["sgd", "adam"]
+from agents.settings import Anchor, Direction, LossTerm, Precondition
+
 CHOICES: dict[str, tuple[str, ...]] = {
     "direction": get_args(Direction),
     "loss_term": get_args(LossTerm),

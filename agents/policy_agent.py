@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from agents import distributed, objectives
-from agents.base import Agent, AgentConfig, at_least
+from agents.base import Agent
 from agents.policies.candidate import CandidatePolicy
 from agents.policies.causal_lm import CausalLMPolicy
 from agents.policies.int8 import is_int8
@@ -29,108 +29,10 @@ from agents.policies.models import (
 )
 from agents.rollout import Player, Rollout, collect, episode_seeds, merge
 from agents.sampling import SamplingConfig
-from llm_envs.datasets.splits import did_you_mean
+from agents.settings import PolicyConfig
 
 Policy = CausalLMPolicy | CandidatePolicy
 POLICIES: dict[str, type[Policy]] = {p.family: p for p in (CausalLMPolicy, CandidatePolicy)}
-
-
-@dataclass(frozen=True)
-class PolicyConfig(AgentConfig):
-    """What every agent that trains a language model is configured by."""
-
-    prompts: int = 16
-    """Different episodes in one update."""
-    group_size: int = 8
-    """Times that each of them is played."""
-    learning_rate: float = 1e-4
-    """Of AdamW."""
-    weight_decay: float = 0.0
-    """Of AdamW."""
-    max_grad_norm: float = 1.0
-    """The gradient is scaled down to this norm; 0 leaves it."""
-    temperature: float = 1.0
-    """Of the sampling."""
-    top_k: int = 0
-    """Sample from the k likeliest tokens only; 0 for all. (Writing tasks.)"""
-    top_p: float = 1.0
-    """Sample from the nucleus of this probability only. (Writing tasks.)"""
-    max_new_tokens: int = 24
-    """Length limit of an answer. (Writing tasks.)"""
-    entropy_coef: float = 0.0
-    """Weight of the bonus on the mean entropy of the sampled tokens' distributions."""
-    kl_coef: float = 0.0
-    """Weight of the KL divergence from the initial policy, KL(π ‖ π_ref)."""
-    kl_in: Literal["loss", "reward"] = "loss"
-    """Where it is charged. loss: the exact divergence of every token's full distribution at
-    temperature 1, a mean over tokens. reward: of each answer the sum of its tokens' log-ratios (k1)
-    as they are sampled, at the temperature and within top_k and top_p; the same weight is about as
-    many times stronger there as an answer has tokens."""
-    kl_target: float | None = None
-    """Divergence, in nats a token, that the weight is adapted to; None keeps the weight fixed."""
-    kl_horizon: int = 10_000
-    """Answers over which an adapted weight may change by a fifth."""
-    micro_batch_tokens: int = 8192
-    """Most tokens in one forward pass of the update; changes speed and memory only."""
-    gradient_checkpointing: bool = False
-    """Compute layers again in the backward pass: less memory, about a third more time."""
-    autocast: Literal["auto", "bf16", "none"] = "auto"
-    """Precision of the forward passes, of sampling too: bfloat16 by autocast (but the head and all
-    log-probabilities), or that of the weights. auto is bf16 on CUDA devices that have it."""
-    lora_rank: int = 0
-    """Rank of the LoRA adapters on all linear layers, which alone are trained; 0 trains every
-    weight. With adapters the KL penalty's reference takes no memory. (Extra: llm-envs[lora].)"""
-    lora_alpha: float | None = None
-    """Their scale is alpha / rank; None is twice the rank."""
-    chat: Literal["auto", "on", "off"] = "auto"
-    """Whether a model that is loaded by name reads messages through its tokenizer's chat template;
-    auto does if there is one. (Writing tasks.)"""
-    system: str | None = None
-    """System message before every conversation; None leaves it to the template. (Chat only.)"""
-    head: Literal["auto", "scalar"] = "auto"
-    """How a model that is loaded by name scores candidates: scalar by a new linear head; auto by
-    the likelihood relative to the initial model, or by a head if it is an encoder. (Choosing.)"""
-
-    @property
-    def rows(self) -> int:
-        """Episodes that are played side by side."""
-        return self.prompts * self.group_size
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of_its_choices(self)
-        at_least(self, 1, "prompts", "group_size", "micro_batch_tokens", "kl_horizon")
-        at_least(self, 0, "learning_rate", "weight_decay", "max_grad_norm", "kl_coef", "lora_rank")
-        if self.learning_rate > 1e30:
-            raise ValueError(
-                f"learning_rate is {self.learning_rate}; a step of that size is no number in "
-                "float32. Learning rates are around 1e-4."
-            )
-        if self.lora_alpha is not None and not self.lora_alpha > 0:
-            raise ValueError(f"lora_alpha is {self.lora_alpha}; give more than 0, or None.")
-        if not self.temperature > 0:
-            raise ValueError(
-                f"temperature is {self.temperature}; training needs chance, so give more than 0. "
-                "(Evaluation is greedy whatever it is.)"
-            )
-        if self.kl_target is not None and not (self.kl_target > 0 and self.kl_coef > 0):
-            raise ValueError(
-                f"kl_target is {self.kl_target} and kl_coef {self.kl_coef}; the weight is adapted "
-                "by factors, so both have to be above 0."
-            )
-
-
-def one_of_its_choices(config: Any) -> None:
-    """Refuse a setting that is none of the words it may be.
-
-    Raises:
-        ValueError: One is.
-    """
-    for name, kind in get_type_hints(type(config)).items():
-        value, choices = getattr(config, name), get_args(kind)
-        if get_origin(kind) is Literal and value not in choices:
-            near = did_you_mean(str(value), choices)
-            raise ValueError(f"{name} is {value!r}.{near} Use one of {', '.join(choices)}.")
 
 
 PolicyConfigT = TypeVar("PolicyConfigT", bound=PolicyConfig)
@@ -172,7 +74,6 @@ class PolicyAgent(Agent[PolicyConfigT]):
     """
 
     config_class: ClassVar[type[PolicyConfig]]
-    default_policy = "tiny"
 
     def __init__(self, policy: str | Path | Policy, *args: Any, **kwargs: Any) -> None:
         name = policy if isinstance(policy, Policy) else str(policy)

@@ -23,44 +23,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from agents import objectives
-from agents.policy_agent import Batch, PolicyAgent, PolicyConfig
+from agents.policy_agent import Batch, PolicyAgent
 from agents.rollout import Rollout
-
-
-@dataclass(frozen=True)
-class ClippedConfig(PolicyConfig):
-    """Settings of the clipped update."""
-
-    epochs: int = 2
-    """Times that a rollout is used."""
-    minibatches: int = 2
-    """Gradient steps of each time."""
-    clip: float = 0.2
-    """ε: how far a ratio may go before its gradient is cut off."""
-    ratio: Literal["token", "sequence"] = "token"
-    """Whether ratios are those of tokens or of whole answers."""
-    old_log_probs: Literal["sampler", "recomputed"] = "sampler"
-    """Where π_old comes from: the sampler kept it, or one more forward pass tells it."""
-    target_kl: float | None = None
-    """The update stops once the policy is this far from π_old, in nats a token (k3)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("epochs", "minibatches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it has to be 1 or more.")
-        if not self.clip > 0 or (self.target_kl is not None and not self.target_kl > 0):
-            raise ValueError(
-                f"clip is {self.clip} and target_kl {self.target_kl}; give more than 0."
-            )
-
+from agents.settings import ClippedConfig, GRPOConfig, PPOConfig
 
 ClippedConfigT = TypeVar("ClippedConfigT", bound=ClippedConfig)
 
@@ -165,28 +137,6 @@ class ClippedAgent(PolicyAgent[ClippedConfigT], Generic[ClippedConfigT]):
         return replace(rollout, old_log_probs=[found[i] for i in range(len(found))])
 
 
-@dataclass(frozen=True)
-class PPOConfig(ClippedConfig):
-    """Settings of PPO."""
-
-    gamma: float = 0.0
-    """Discount over the turns of a dialogue; 0 credits each answer with its own reward only."""
-    lam: float = 0.95
-    """λ of GAE: 1 trusts the rewards, 0 the critic."""
-    value_coef: float = 0.1
-    """Weight of the critic's loss."""
-    value_clip: float = 0.0
-    """How far a value may move in one update; 0 for any distance."""
-    normalise_advantages: bool = True
-    """Scale the advantages of a rollout to mean 0 and standard deviation 1."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("gamma", "lam"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it lies in [0, 1].")
-
-
 class PPO(ClippedAgent[PPOConfig]):
     """Proximal policy optimization; see the module for the equations."""
 
@@ -242,22 +192,6 @@ class PPO(ClippedAgent[PPOConfig]):
             self.config.value_clip,
         )
         return loss + self.config.value_coef * value_loss, {**shares, "value_loss": value_loss}
-
-
-@dataclass(frozen=True)
-class GRPOConfig(ClippedConfig):
-    """Settings of GRPO."""
-
-    std: bool = False
-    """Divide by the standard deviation of the group, as the paper does."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.group_size < 2:
-            raise ValueError(
-                f"GRPO compares answers to one prompt, but group_size is {self.group_size}. Use 2 "
-                "or more, or ppo."
-            )
 
 
 class GRPO(ClippedAgent[GRPOConfig]):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from llm_envs.datasets.splits import did_you_mean
+from agents.settings import settings_class
 
 if TYPE_CHECKING:
-    from agents.base import Agent, Family
+    from agents.base import Agent
+    from agents.settings import Family
 
 AGENTS: dict[str, str] = {
     "reinforce": "agents.reinforce:Reinforce",
@@ -33,11 +34,7 @@ def agent_class(name: str) -> type[Agent[Any]]:
     Raises:
         ValueError: There is none.
     """
-    if name not in AGENTS:
-        raise ValueError(
-            f"There is no agent {name!r}.{did_you_mean(name, AGENTS)} "
-            f"There are: {', '.join(AGENTS)}."
-        )
+    settings_class(name)
     module, cls = AGENTS[name].split(":")
     return getattr(import_module(module), cls)  # type: ignore[no-any-return]
 

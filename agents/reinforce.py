@@ -15,40 +15,15 @@ Source: Williams (1992); Kool et al. (2019); Ahmadian et al. (2024), "Back to Ba
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from agents import objectives
-from agents.policy_agent import Batch, PolicyAgent, PolicyConfig
+from agents.policy_agent import Batch, PolicyAgent
 from agents.rollout import Rollout
-
-
-@dataclass(frozen=True)
-class ReinforceConfig(PolicyConfig):
-    """Settings of REINFORCE."""
-
-    baseline: Literal["none", "batch", "moving", "leave-one-out", "critic"] = "leave-one-out"
-    """What rewards are compared with: nothing, the batch's mean, a moving average of earlier
-    batches, the other answers to the same prompt, or a learned critic's guess."""
-    gamma: float = 0.0
-    """Discount over the turns of a dialogue; 0 credits each answer with its own reward only."""
-    moving_decay: float = 0.9
-    """Decay of the moving average."""
-    value_coef: float = 0.1
-    """Weight of the critic's loss."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.baseline == "leave-one-out" and self.group_size < 2:
-            raise ValueError(
-                f"The leave-one-out baseline compares answers to one prompt, but group_size is "
-                f"{self.group_size}. Use 2 or more, or another baseline."
-            )
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma is {self.gamma}; a discount lies in [0, 1].")
+from agents.settings import ReinforceConfig, RLOOConfig
 
 
 class Reinforce(PolicyAgent[ReinforceConfig]):
@@ -144,14 +119,6 @@ class Reinforce(PolicyAgent[ReinforceConfig]):
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Take the moving average back."""
         self.average = state["average"]
-
-
-@dataclass(frozen=True)
-class RLOOConfig(ReinforceConfig):
-    """Settings of RLOO: REINFORCE, leave-one-out, and the KL penalty in the reward."""
-
-    kl_coef: float = 0.03
-    kl_in: Literal["loss", "reward"] = "reward"
 
 
 class RLOO(Reinforce):

@@ -20,7 +20,6 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -31,15 +30,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from agents.base import Agent, AgentConfig, Family, at_least
+from agents.base import Agent
 from agents.baselines import ScriptedPlayer
 from agents.policies.causal_lm import CausalLMPolicy
 from agents.policies.int8 import is_int8
 from agents.policies.models import model_identity
 from agents.rollout import Player
 from agents.sampling import SamplingConfig
+from agents.settings import OnPolicyConfig, SB3A2CConfig, SB3Config, SB3DQNConfig, SB3PPOConfig
 from llm_envs.wrappers import NumericView, TokenView
-from llm_envs.wrappers.numeric_view import Scaling, numeric_observation
+from llm_envs.wrappers.numeric_view import numeric_observation
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -48,158 +48,6 @@ Floats = npt.NDArray[np.float64]
 
 
 # --- settings ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SB3Config(AgentConfig):
-    """Settings of every agent of Stable-Baselines3, by its own names."""
-
-    n_envs: int = 16
-    """Environments that are played side by side."""
-    n_steps: int | None = None
-    """Steps of each environment in one iteration: answers, or on writing tasks tokens."""
-    learning_rate: float | None = None
-    """Of the optimizer."""
-    gamma: float | None = None
-    """Discount of one step. None is 0 on choosing tasks, where rewards are immediate, and 1 on
-    writing tasks, where the reward of an answer comes with its last token."""
-    max_grad_norm: float = 0.5
-    """The gradient is scaled down to this norm."""
-    hidden: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers of each network. (Choosing tasks.)"""
-    scaling: Scaling = "choice"
-    """How features are scaled: over the candidates of a choice, or not at all. (Choosing tasks.)"""
-
-    family_defaults: ClassVar[dict[Family, dict[str, Any]]] = {}
-    """What a setting is where it is None."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "hidden", tuple(self.hidden))  # it comes from JSON as a list
-        at_least(self, 1, "n_envs")
-        at_least(self, 0, "max_grad_norm")
-        if self.n_steps is not None:
-            at_least(self, 1, "n_steps")
-        if self.learning_rate is not None:
-            at_least(self, 0, "learning_rate")
-        if self.gamma is not None and not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma is {self.gamma}; a discount lies in [0, 1].")
-        if any(width < 1 for width in self.hidden):
-            raise ValueError(f"hidden is {self.hidden}; a layer has a width of 1 or more.")
-
-
-SB3ConfigT = TypeVar("SB3ConfigT", bound=SB3Config)
-
-
-@dataclass(frozen=True)
-class OnPolicyConfig(SB3Config):
-    """Settings of PPO and A2C."""
-
-    gae_lambda: float = 0.95
-    """λ of generalised advantage estimation; with gamma 0 it changes nothing."""
-    ent_coef: float = 0.0
-    """Weight of the entropy bonus."""
-    vf_coef: float = 0.5
-    """Weight of the value loss."""
-    max_new_tokens: int = 24
-    """Length limit of an answer. (Writing tasks.)"""
-    context: int = 1024
-    """Most tokens of a conversation that are seen, and at most the model's own. (Writing tasks.)"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, 0, "ent_coef", "vf_coef")
-        at_least(self, 1, "max_new_tokens")
-        if not 0 <= self.gae_lambda <= 1:
-            raise ValueError(f"gae_lambda is {self.gae_lambda}; it lies in [0, 1].")
-
-
-OnPolicyConfigT = TypeVar("OnPolicyConfigT", bound=OnPolicyConfig)
-
-
-@dataclass(frozen=True)
-class SB3PPOConfig(OnPolicyConfig):
-    """Settings of PPO. Where a default is None, it depends on the family of the task."""
-
-    batch_size: int | None = None
-    """Steps in a minibatch."""
-    n_epochs: int = 4
-    """Times that a rollout is used."""
-    clip_range: float = 0.2
-    """How far a ratio may go before its gradient is cut off."""
-    normalize_advantage: bool = True
-    """Whether the advantages of a minibatch are standardised."""
-    target_kl: float | None = None
-    """The update stops at 1.5 times this divergence from the policy that sampled."""
-
-    family_defaults = {  # noqa: RUF012 (annotated as a class variable above)
-        "choosing": {"n_steps": 8, "learning_rate": 1e-3, "gamma": 0.0, "batch_size": 64},
-        "writing": {"n_steps": 64, "learning_rate": 6e-4, "gamma": 1.0, "batch_size": 512},
-    }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, 1, "n_epochs")
-        if self.batch_size is not None:
-            at_least(self, 2, "batch_size")
-        if not self.clip_range > 0:
-            raise ValueError(f"clip_range is {self.clip_range}; give more than 0.")
-
-
-@dataclass(frozen=True)
-class SB3A2CConfig(OnPolicyConfig):
-    """Settings of A2C. Where a default is None, it depends on the family of the task."""
-
-    normalize_advantage: bool = False
-    """Whether the advantages of a rollout are standardised."""
-    use_rms_prop: bool = False
-    """RMSProp, the optimizer of the original, in place of Adam."""
-
-    family_defaults = {  # noqa: RUF012
-        "choosing": {"n_steps": 4, "learning_rate": 2e-3, "gamma": 0.0},
-        "writing": {"n_steps": 32, "learning_rate": 6e-4, "gamma": 1.0},
-    }
-
-
-@dataclass(frozen=True)
-class SB3DQNConfig(SB3Config):
-    """Settings of DQN. Where a default is None, it is that of choosing tasks."""
-
-    max_grad_norm: float = 10.0
-    """The gradient is scaled down to this norm."""
-    batch_size: int = 128
-    """Remembered answers in a gradient step."""
-    gradient_steps: int = 1
-    """Gradient steps after each step of the environments."""
-    buffer_size: int = 20_000
-    """Answers that are remembered."""
-    learning_starts: int = 256
-    """Answers given at random before learning begins."""
-    target_update_interval: int = 512
-    """Answers between updates of the target network; with gamma 0 it is not used."""
-    exploration_initial_eps: float = 1.0
-    """Share of random answers at the beginning."""
-    exploration_final_eps: float = 0.05
-    """Share of random answers at the end."""
-    exploration_steps: int = 2048
-    """Answers over which the share falls, linearly; it does not depend on how long a run is."""
-
-    family_defaults = {  # noqa: RUF012
-        "choosing": {"n_steps": 8, "learning_rate": 1e-3, "gamma": 0.0},
-    }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(
-            self,
-            1,
-            *("batch_size", "gradient_steps", "buffer_size", "target_update_interval"),
-            "exploration_steps",
-        )
-        at_least(self, 0, "learning_starts")
-        for name in ("exploration_initial_eps", "exploration_final_eps"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; a share lies in [0, 1].")
 
 
 # --- players -------------------------------------------------------------------------------------
@@ -224,6 +72,10 @@ class NumericPlayer(ScriptedPlayer):
 
 
 # --- agents --------------------------------------------------------------------------------------
+
+
+SB3ConfigT = TypeVar("SB3ConfigT", bound=SB3Config)
+OnPolicyConfigT = TypeVar("OnPolicyConfigT", bound=OnPolicyConfig)
 
 
 class SB3Agent(Agent[SB3ConfigT]):
@@ -257,7 +109,7 @@ class SB3Agent(Agent[SB3ConfigT]):
         self.writer: CausalLMPolicy | None = None
         if self.family == "writing":
             self.writer = self._writer(given)
-        elif self.policy_name not in ("none", self.default_policy):
+        elif self.policy_name not in ("none", self.config.default_policy):
             raise ValueError(
                 f"{self.name} plays {self.env_id} with a small network on numbers, and the policy "
                 f"{self.policy_name!r} was given. Use 'none'."
@@ -510,8 +362,6 @@ class SB3Agent(Agent[SB3ConfigT]):
 
 class OnPolicyAgent(SB3Agent[OnPolicyConfigT]):
     """What PPO and A2C share."""
-
-    default_policy = "tiny"
 
     def _on_policy(self) -> dict[str, Any]:
         c = self.config

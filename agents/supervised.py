@@ -13,7 +13,6 @@ On choosing tasks the accepted answer is a candidate with the best score.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,23 +22,9 @@ from torch import Tensor
 from agents import objectives
 from agents.policies.candidate import Choices
 from agents.policies.causal_lm import Conversations
-from agents.policy_agent import Batch, PolicyAgent, PolicyConfig
+from agents.policy_agent import Batch, PolicyAgent
 from agents.rollout import MessageReader, Rollout
-
-
-@dataclass(frozen=True)
-class SupervisedConfig(PolicyConfig):
-    """Settings of maximum likelihood."""
-
-    prompts: int = 128
-    group_size: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.kl_coef and self.kl_in == "reward":
-            raise ValueError(
-                "kl_in is 'reward', and imitation learns from no reward. Use kl_in='loss'."
-            )
+from agents.settings import SupervisedConfig
 
 
 class Supervised(PolicyAgent[SupervisedConfig]):

@@ -17,7 +17,8 @@ import tyro
 from rich.console import Console
 from scipy import stats
 
-from agents.registry import AGENTS, agent_class, agents_for
+from agents.registry import AGENTS, agents_for
+from agents.settings import SETTINGS, settings_class
 from benchmarks.experiment import Run, complete, finished, result
 from llm_envs.datasets.splits import did_you_mean
 
@@ -45,7 +46,7 @@ class Arguments:
 
     def __post_init__(self) -> None:
         for agent in self.agents:
-            agent_class(agent)  # refuses a name that is none
+            settings_class(agent)  # refuses a name that is none
         for env in self.envs:
             if env not in STEPS:
                 raise ValueError(
@@ -69,7 +70,7 @@ def scores_of(env: str, agent: str, a: Arguments, when: str = "after") -> list[f
 
 def rows(a: Arguments) -> dict[str, dict[str, list[float]]]:
     """Return the scores by row of the table and environment; the first is the untrained model's."""
-    learners = [agent for agent in a.agents if agent_class(agent).default_policy != "none"]
+    learners = [agent for agent in a.agents if SETTINGS[agent].default_policy != "none"]
     first = {
         env: [s for x in learners for s in scores_of(env, x, a, "before")[:1]] for env in a.envs
     }

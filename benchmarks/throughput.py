@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from agents.base import at_least
 from agents.runs import write_json
+from agents.settings import at_least
 from benchmarks.contenders import MISSING
 from benchmarks.experiment import process_environment
 from llm_envs.datasets.splits import did_you_mean

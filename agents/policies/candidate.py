@@ -46,6 +46,7 @@ from agents.policies.models import (
 )
 from agents.policies.scalar_head import ScalarModel, has_scalar_head, load_scalar_model
 from agents.sampling import at_least_float32, draw
+from agents.settings import MICRO_BATCH_TOKENS
 
 REPLY_FILE = "reply.json"
 
@@ -138,7 +139,7 @@ class CandidatePolicy:
         head: Literal["scalar"] | None = None,
         temperature: float = 1.0,
         seed: int = 0,
-        micro_batch_tokens: int = 8192,
+        micro_batch_tokens: int = MICRO_BATCH_TOKENS,
     ) -> None:
         if head not in (None, "scalar"):
             raise ValueError(f"head is {head!r}; there is 'scalar', or None.")

@@ -49,6 +49,7 @@ from agents.sampling import (
     at_least_float32,
     sampling_logits,
 )
+from agents.settings import MICRO_BATCH_TOKENS
 
 
 @dataclass(slots=True)
@@ -144,7 +145,7 @@ class CausalLMPolicy:
         *,
         sampling: SamplingConfig | None = None,
         seed: int = 0,
-        micro_batch_tokens: int = 8192,
+        micro_batch_tokens: int = MICRO_BATCH_TOKENS,
         chat: bool | None = None,
         system: str | None = None,
     ) -> None:

@@ -34,3 +34,11 @@ def register(id: str, task: str | type[Task[Any]]) -> None:
 def registered_ids() -> tuple[str, ...]:
     """Return the bare ids of every registered environment of the suite, in order."""
     return tuple(_IDS)
+
+
+def bare_id(env: str) -> str:
+    """Return the registered id of an environment, without a module to import and a namespace.
+
+    ``llm_envs:DialogueQA-v0`` and ``llm_envs/DialogueQA-v0`` are ``DialogueQA-v0``.
+    """
+    return env.rpartition(":")[2].removeprefix("llm_envs/")

@@ -102,7 +102,7 @@ def make_agent(name: str, env: str = "Echo-v9", says: int | None = None, **setti
     given["env_kwargs"] = {
         key: given.pop(key) for key in ("text", "turns", "candidates") if key in given
     }
-    if cls.default_policy == "none":
+    if cls.config_class.default_policy == "none":
         return cls("none", env, **{"episodes": 4, **given})
     torch.manual_seed(0)
     config = LlamaConfig(

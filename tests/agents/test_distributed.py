@@ -331,7 +331,7 @@ def test_what_cannot_be_shared_is_refused(data: str, tmp_path: Path) -> None:
     for kind in others:
         refusal = rf"{kind.name} trains no .*torchrun started 3.*without"
         with pytest.raises(ValueError, match=refusal):
-            kind(kind.default_policy, WRITING, world=world)
+            kind(kind.config_class.default_policy, WRITING, world=world)
     with pytest.raises(ValueError, match=r"prompts is 4, and 3 processes.*multiple of 3"):
         make_agent(Reinforce, data, world)
 

@@ -13,9 +13,18 @@ import torch
 
 from agents.registry import AGENTS, agent_class
 from agents.rollout import collect
+from agents.settings import SETTINGS
 from three_tokens import make_agent, parameters
 
 pytestmark = pytest.mark.usefixtures("three_token_tasks")
+
+
+def test_the_command_line_knows_the_settings_of_every_agent() -> None:
+    assert [*SETTINGS] == [*AGENTS]
+    for name, settings in SETTINGS.items():
+        assert agent_class(name).config_class is settings
+        assert agent_class(name).name == name
+
 
 # --- state -----------------------------------------------------------------------------------
 

@@ -662,7 +662,9 @@ def test_the_train_command_trains_resumes_and_reports(
 def test_the_train_command_teaches_to_choose() -> None:
     """Random choices of the validation split score 0.59 expected."""
     for cls in (SB3PPO, SB3A2C, SB3DQN):
-        agent: Any = cls(cls.default_policy, "RecommendationClicks-v0", seed=1, eval_every=0)
+        agent: Any = cls(
+            cls.config_class.default_policy, "RecommendationClicks-v0", seed=1, eval_every=0
+        )
         agent.learn(4096)
         assert agent.evaluate("validation").score > 0.64
 

@@ -132,9 +132,11 @@ def make_agent(name: str = "reinforce", env: str = "Letters-v9", **settings: Any
     if name.startswith("sb3-"):
         small = {"n_envs": 2, "n_steps": 4}
         small |= {} if env == "Pick-v9" else {"max_new_tokens": 3}
-    elif cls.default_policy == "none":
+    elif cls.config_class.default_policy == "none":
         small = {"episodes": 4}
-    alone = cls.default_policy == "none" or (name.startswith("sb3-") and env == "Pick-v9")
+    alone = cls.config_class.default_policy == "none" or (
+        name.startswith("sb3-") and env == "Pick-v9"
+    )
     made = "none" if alone else policy(make_model(), make_tokenizer())
     return cls(made, env, **{**small, "checkpoint_every": 1, "eval_every": 0, **settings})
 
@@ -768,7 +770,7 @@ def test_a_reward_that_is_no_number_stops_the_run_and_its_batch_is_kept(
     name: str, env: str, tmp_path: Path
 ) -> None:
     cls = agent_class(name)
-    few: Any = {"episodes": 1} if cls.default_policy == "none" else {"prompts": 1}
+    few: Any = {"episodes": 1} if cls.config_class.default_policy == "none" else {"prompts": 1}
     agent = make_agent(name, env, env_kwargs={"letters": ["a", "b", "n"]}, seed=2, **few)
     with pytest.raises(FloatingPointError) as stopped:
         agent.learn(NEVER, folder=tmp_path)

@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 import torch
 
-from agents import train
-from agents.base import Agent, AgentConfig
+from agents import arguments, train
+from agents.base import Agent
 from agents.registry import AGENTS
-from agents.reinforce import Reinforce, ReinforceConfig
+from agents.reinforce import Reinforce
+from agents.settings import AgentConfig, ReinforceConfig
 from runs import assert_same, checkpoint, history, outcome, rows_in
 
 TESTS = Path(__file__).parent
@@ -131,7 +132,7 @@ def test_a_complete_run_writes_the_run_folder(
     assert {p.name for p in (folder / "checkpoints").iterdir()} == {"last", "best"}
 
     config = json.loads((folder / "config.json").read_text())
-    fields = {f.name for f in dataclasses.fields(train.Arguments)}
+    fields = {f.name for f in dataclasses.fields(arguments.Arguments)}
     assert config.keys() == fields | {"version", "processes", "wandb_id"}
     assert config["settings"].keys() == {f.name for f in dataclasses.fields(ReinforceConfig)}
     assert config["settings"]["threads"] == torch.get_num_threads()
@@ -622,8 +623,8 @@ def shown_help(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 def test_help_tells_what_each_setting_means(capsys: pytest.CaptureFixture[str]) -> None:
     shown = shown_help(capsys)
-    documentation = documented(train.Arguments) | documented(ReinforceConfig)
-    fields = {f.name for c in (train.Arguments, ReinforceConfig) for f in dataclasses.fields(c)}
+    documentation = documented(arguments.Arguments) | documented(ReinforceConfig)
+    fields = {f.name for c in (arguments.Arguments, ReinforceConfig) for f in dataclasses.fields(c)}
     assert documentation.keys() == fields
     assert {f.name for f in dataclasses.fields(AgentConfig)} < fields
     for name, meaning in documentation.items():
@@ -638,12 +639,27 @@ def test_help_tells_what_each_setting_means(capsys: pytest.CaptureFixture[str]) 
      "--env=llm_envs:Summarization-v0", "--env DialogueQA-v0 --env Summarization-v0"],
 )  # fmt: skip
 def test_an_environment_brings_its_settings_and_the_command_line_overrules(given: str) -> None:
-    a = train.parse(shlex.split(given))
+    a = arguments.parse(shlex.split(given))
     assert a.env.endswith("Summarization-v0")
-    assert a.settings.max_new_tokens == train.PRESETS["Summarization-v0"]["max_new_tokens"]
-    assert train.parse([*shlex.split(given), "--max-new-tokens", "7"]).settings.max_new_tokens == 7
-    defaults = ReinforceConfig(**train.PRESETS["DialogueQA-v0"])
-    assert train.parse(["--agent=reinforce"]).settings == defaults
+    assert a.settings.max_new_tokens == arguments.PRESETS["Summarization-v0"]["max_new_tokens"]
+    given_more = [*shlex.split(given), "--max-new-tokens", "7"]
+    assert arguments.parse(given_more).settings.max_new_tokens == 7
+    defaults = ReinforceConfig(**arguments.PRESETS["DialogueQA-v0"])
+    assert arguments.parse(["--agent=reinforce"]).settings == defaults
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--agent", "sb3-ppo", "--help"], ["--stepps", "3"]])
+def test_the_command_line_is_answered_without_torch(words: list[str]) -> None:
+    said = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "agents.train", *words],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "--max-grad-norm" in said.stdout if "--help" in words else "--steps" in said.stderr
+    imported = {
+        line.rpartition("|")[2].strip().partition(".")[0] for line in said.stderr.split("\n")
+    }
+    assert "tyro" in imported
+    assert not imported & {"torch", "transformers", "stable_baselines3", "wandb", "matplotlib"}
 
 
 def test_help_shows_the_settings_of_the_environment(capsys: pytest.CaptureFixture[str]) -> None:
@@ -651,7 +667,7 @@ def test_help_shows_the_settings_of_the_environment(capsys: pytest.CaptureFixtur
     assert "(default: 40)" not in shown_help(capsys)
 
 
-@pytest.mark.parametrize("env", sorted(train.PRESETS))
+@pytest.mark.parametrize("env", sorted(arguments.PRESETS))
 def test_presets_suit_their_environment(tmp_path: Path, env: str) -> None:
     train.main(
         [*SMALL, "--env", env, "--steps=8", "--eval-every=0", "--report=none", "--track=jsonl",
