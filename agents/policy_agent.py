@@ -28,7 +28,7 @@ from agents.policies.models import (
     model_identity,
 )
 from agents.rollout import Player, Rollout, collect, episode_seeds, merge
-from agents.sampling import SamplingConfig
+from agents.sampling import SamplingConfig, compiled_step
 from agents.settings import PolicyConfig
 
 Policy = CausalLMPolicy | CandidatePolicy
@@ -119,7 +119,10 @@ class PolicyAgent(Agent[PolicyConfigT]):
         policy.generator.manual_seed(self.world.seed(self.seed))
         policy.micro_batch_tokens = self.config.micro_batch_tokens
         half = bfloat16_wanted(self.config.autocast, policy.device)
-        policy.passes = Passes(half, self.config.gradient_checkpointing)
+        c = self.config
+        policy.passes = Passes(half, c.gradient_checkpointing, c.compile)
+        if c.compile:
+            compiled_step()  # refuses where nothing can be compiled
         if half and has_adapter(policy.model):
             hold_frozen_in_bfloat16(policy.model)
         if isinstance(policy, CandidatePolicy):

@@ -10,12 +10,14 @@ there, which no query attends to and which no position counts.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers.cache_utils import Cache, DynamicLayer
 
 
@@ -145,6 +147,13 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self._hold(self.buffers, rows, total)
         return self.keys, self.values
 
+    def open_slot(self) -> tuple[Tensor, Tensor]:
+        """Make room for one token more; return keys and values with all the slots there are."""
+        held, rows = self.get_seq_length(), len(self.keys)
+        self._reserve(rows, held + 1)
+        self._hold(self.buffers, rows, held + 1)
+        return self.buffers[0][:rows], self.buffers[1][:rows]
+
     def extend(self, sources: Tensor) -> None:
         """Append copies of rows."""
         held, rows = self.get_seq_length(), len(self.keys)
@@ -191,9 +200,85 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         wanted = there[0] if rows <= there[0] else max(rows, there[0] + there[0] // 2)
         longer = there[2] if slots <= there[2] else slots + max(32, slots // 4)
         held = (self.keys, self.values)
-        self.buffers = [x.new_empty(wanted, x.shape[1], longer, x.shape[3]) for x in held]
+        # Zeros: a compiled step attends to slots without tokens, with weight 0.
+        self.buffers = [x.new_zeros(wanted, x.shape[1], longer, x.shape[3]) for x in held]
         for buffer, old in zip(self.buffers, held, strict=True):
             buffer[: len(old), :, : old.shape[2]] = old
+
+
+class _SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """Keys and values whose shape stays as tokens come: each is written into a slot."""
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, keys: Tensor, values: Tensor, slot: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.keys, self.values, self.slot = keys, values, slot
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the states of one token a row; return all slots."""
+        self.keys.index_copy_(2, self.slot, key_states.to(self.keys.dtype))
+        self.values.index_copy_(2, self.slot, value_states.to(self.values.dtype))
+        return self.keys, self.values
+
+
+def _step(
+    model: Any,
+    ids: Tensor,
+    mask: Tensor,
+    positions: Tensor,
+    slot: Tensor,
+    held: list[tuple[Tensor, Tensor]],
+) -> Tensor:
+    """Read one token a row.
+
+    Args:
+        model: A causal language model that takes a mask for every pair of tokens.
+        ids: (rows, 1) token ids.
+        mask: (rows, slots) booleans, true where a token is attended to.
+        positions: (rows, 1) of the tokens.
+        slot: (1,) where their keys and values go.
+        held: Keys and values of each layer, (rows, heads, slots, width); they are written to.
+
+    Returns:
+        (rows, vocabulary) logits.
+    """
+    hidden = torch.finfo(model.dtype).min
+    added = torch.zeros_like(mask, dtype=model.dtype).masked_fill(~mask, hidden)
+    logits: Tensor = model(
+        input_ids=ids,
+        attention_mask=added[:, None, None],
+        position_ids=positions,
+        past_key_values=Cache(layers=[_SlotLayer(k, v, slot) for k, v in held]),
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits
+    return logits[:, -1]
+
+
+Step = Callable[..., Tensor]
+
+
+@functools.cache
+def compiled_step() -> Step:
+    """Return ``_step`` compiled: for one row, and for any other number of rows and slots.
+
+    Raises:
+        ValueError: Nothing can be compiled here.
+    """
+    try:
+        torch.compile(torch.neg)(torch.zeros(2))
+    except RuntimeError as error:
+        cause = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"compile is True, and torch.compile does not work here ({cause}). Install a C++ "
+            "compiler, such as g++, or leave it out."
+        ) from error
+    return torch.compile(_step, dynamic=True)
 
 
 PASS_TOKENS = {"cpu": 1024, "cuda": 32_768}
@@ -247,13 +332,14 @@ class KeyValues:
         """Number of slots."""
         return self.mask.shape[1]
 
-    def read(self, model: Any, ids: Tensor, valid: Tensor) -> Tensor:
+    def read(self, model: Any, ids: Tensor, valid: Tensor, step: Step | None = None) -> Tensor:
         """Read new tokens into every row.
 
         Args:
             model: A causal language model.
             ids: (rows, width) token ids, padded on the left: every row ends in the last column.
             valid: (rows, width) booleans, true where ``ids`` are tokens.
+            step: How to read a single column, if not as the model itself does.
 
         Returns:
             (rows, vocabulary) logits after the last column; those of a row without any valid
@@ -261,15 +347,21 @@ class KeyValues:
         """
         self.mask = torch.cat([self.mask, valid], dim=1)
         read = self.positions[:, None] + valid.cumsum(1)
+        positions = (read - 1).clamp_min(0)
+        self.positions = read[:, -1]
+        if step is not None:
+            held = [layer.open_slot() for layer in self.cache.layers]
+            mask = functional.pad(self.mask, (0, held[0][0].shape[2] - self.slots))
+            slot = torch.tensor([self.slots - 1], device=ids.device)
+            return step(model, ids, mask, positions, slot, held)
         logits: Tensor = model(
             input_ids=ids,
             attention_mask=self.mask.long(),
-            position_ids=(read - 1).clamp_min(0),
+            position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
         ).logits
-        self.positions = read[:, -1]
         return logits[:, -1]
 
     def extend(self, sources: Tensor) -> None:
@@ -358,10 +450,19 @@ class Sampler:
         end: Id of the end-of-sequence token.
         pad: Id to fill holes with; it is never attended to.
         generator: Source of randomness, on the CPU.
+        step: How single tokens are read, if not as the model itself does: :func:`compiled_step`.
     """
 
-    def __init__(self, model: Any, end: int, pad: int, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        model: Any,
+        end: int,
+        pad: int,
+        generator: torch.Generator,
+        step: Step | None = None,
+    ) -> None:
         self.model = model
+        self.step = step
         self.end = end
         self.pad = pad
         self.generator = generator
@@ -437,7 +538,7 @@ class Sampler:
             ids = torch.full((held.rows, 1), self.pad, device=self.device)
             valid = torch.zeros_like(ids, dtype=torch.bool)
             ids[rows, 0], valid[rows, 0] = distinct % logits.shape[-1], True
-            logits = held.read(self.model, ids, valid)[rows]
+            logits = held.read(self.model, ids, valid, self.step)[rows]
             self.read_tokens += len(rows)
         return self._by_row(names, steps)
 

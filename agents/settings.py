@@ -132,6 +132,10 @@ class PolicyConfig(AgentConfig):
     autocast: Literal["auto", "bf16", "none"] = "auto"
     """Precision of the forward passes, of sampling too: bfloat16 by autocast (but the head and all
     log-probabilities), or that of the weights. auto is bf16 on CUDA devices that have it."""
+    compile: bool = False
+    """Compile the sampler's step (torch.compile; needs a C++ compiler). It takes about 20 seconds
+    once; benchmarks/THROUGHPUT.md says when they come back. A resumed run may round differently.
+    (Writing tasks.)"""
     lora_rank: int = 0
     """Rank of the LoRA adapters on all linear layers, which alone are trained; 0 trains every
     weight. With adapters the KL penalty's reference takes no memory. (Extra: llm-envs[lora].)"""

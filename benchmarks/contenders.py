@@ -300,22 +300,31 @@ def _prompts_of(batch: int, group: int) -> list[str]:
     return [prompt for prompt in distinct for _ in range(group)][:batch]
 
 
-def sample(report: Report, *, model: str, batch: int, group: int, tokens: int = 32) -> None:
+def sample(
+    report: Report,
+    *,
+    model: str,
+    batch: int,
+    group: int,
+    tokens: int = 32,
+    compiled: bool = False,
+) -> None:
     """Tokens sampled by ours; prompts of mixed lengths, and none ends before ``tokens``."""
     from agents.policies.causal_lm import CausalLMPolicy
-    from agents.sampling import Sampler, SamplingConfig
+    from agents.sampling import Sampler, SamplingConfig, compiled_step
 
     policy = CausalLMPolicy.from_pretrained(model, device="cpu", chat=False)
     policy.model.eval()
     body, head = sizes(policy.model)
     prompts = policy.tokenizer(_prompts_of(batch, group))["input_ids"]
     config = SamplingConfig(tokens)
+    step = compiled_step() if compiled else None
     size = policy.model.config.num_key_value_heads * policy.model.config.head_dim
     slot_bytes = 2 * 4 * policy.model.config.num_hidden_layers * size
 
     def once() -> Work:
         # No token is the end of sequence, so that both sides sample as many.
-        sampler = Sampler(policy.model, -1, policy.pad, policy.generator)
+        sampler = Sampler(policy.model, -1, policy.pad, policy.generator, step)
         sampler.answer(dict(enumerate(prompts)), config)
         read = sampler.read_tokens
         held = sum(len(p) + tokens / 2 for p in prompts) * slot_bytes

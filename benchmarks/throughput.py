@@ -66,6 +66,10 @@ class Row:
     contenders: tuple[Contender, ...]
 
 
+SMOLLM2 = "models/SmolLM2-135M-Instruct"
+"""Made by ``scripts/fetch_smollm2.py``."""
+
+
 def _rows() -> tuple[Row, ...]:
     rows = []
     for work in ("single turns", "dialogues", "long answers"):
@@ -75,20 +79,19 @@ def _rows() -> tuple[Row, ...]:
         if work != "dialogues":
             sides += [Contender("TRL", "train_trl", {"workload": work})]
         rows.append(Row("train", f"training step, {work}", "episodes", tuple(sides)))
-    for batch, group in ((1, 1), (16, 1), (16, 8), (64, 1), (64, 8)):
-        given = {"model": "tiny", "batch": batch, "group": group}
-        alike = f", {group} of each prompt" if group > 1 else ""
-        rows.append(
-            Row(
-                "sampling",
-                f"sampling, embedded model, {batch} row{'s' * (batch > 1)}{alike}",
-                "tokens",
-                (
-                    Contender("llm-envs", "sample", given),
-                    Contender("transformers", "sample_transformers", given),
-                ),
-            )
-        )
+    for model, named in (("tiny", "embedded model"), (SMOLLM2, "SmolLM2-135M")):
+        for batch, group in ((1, 1), (16, 1), (16, 8), (64, 1), (64, 8)):
+            given = {"model": model, "batch": batch, "group": group}
+            alike = f", {group} of each prompt" if group > 1 else ""
+            sides = [
+                Contender("llm-envs", "sample", given),
+                Contender("transformers", "sample_transformers", given),
+            ]
+            if model == "tiny":
+                sides += [Contender("llm-envs, compiled", "sample", {**given, "compiled": True})]
+            title = f"sampling, {named}, {batch} row{'s' * (batch > 1)}{alike}"
+            group_name = "sampling" if model == "tiny" else "large"
+            rows.append(Row(group_name, title, "tokens", tuple(sides)))
     for env in ("DialogueQA-v0", "Summarization-v0", "RecommendationClicks-v0"):
         for n in (1, 64, 1024):
             sides = [Contender("llm-envs", "env_steps", {"env": env, "n": n})]
@@ -152,8 +155,9 @@ GROUPS = tuple(dict.fromkeys(row.group for row in ROWS))
 class Options:
     """What to measure, and how often."""
 
-    rows: tuple[str, ...] = GROUPS
-    """Groups of rows: train, sampling, envs, turns, processes, latency, startup."""
+    rows: tuple[str, ...] = tuple(group for group in GROUPS if group != "large")
+    """Groups of rows: train, sampling, large (SmolLM2, once it is fetched), envs, turns, processes,
+    latency, startup."""
     rounds: int = 5
     """Rounds that count, after one to warm up."""
     threads: int = 2

@@ -47,6 +47,7 @@ from agents.sampling import (
     Sampler,
     SamplingConfig,
     at_least_float32,
+    compiled_step,
     sampling_logits,
 )
 from agents.settings import MICRO_BATCH_TOKENS
@@ -385,7 +386,8 @@ class Conversations:
         self.policy = policy
         self.sampling = sampling
         self.room = policy.room(sampling)
-        self.sampler = Sampler(policy.model, policy.end, policy.pad, policy.generator)
+        step = compiled_step() if policy.passes.compiled and policy.trees else None
+        self.sampler = Sampler(policy.model, policy.end, policy.pad, policy.generator, step)
         self.sequences: list[TokenSequence] = []
         self.cut = 0
         self.answers = 0

@@ -315,10 +315,12 @@ class Passes:
         bfloat16: In bfloat16 by autocast, all but the head; log-probabilities are float32.
         gradient_checkpointing: Layers are computed again in the backward pass: less memory, about
             a third more time, the same gradients.
+        compiled: The sampler's steps are compiled (of models that read trees).
     """
 
     bfloat16: bool = False
     gradient_checkpointing: bool = False
+    compiled: bool = False
 
 
 def is_encoder(config: Any) -> bool:

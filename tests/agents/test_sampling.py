@@ -20,11 +20,13 @@ from scipy.stats import chi2_contingency, chisquare
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from agents.reinforce import Reinforce
 from agents.sampling import (
     PASS_TOKENS,
     Completion,
     Sampler,
     SamplingConfig,
+    compiled_step,
     draw,
     passes_by_length,
     sampling_logits,
@@ -200,6 +202,33 @@ def test_p17_holds_when_the_buffers_have_to_grow(model: Any) -> None:
     played.turn({0: [2, 3, 4], 1: [5], 2: [5]})
     played.turn({1: [6, 7], 2: [8]})
     assert played.difference < 1e-5
+
+
+@pytest.mark.parametrize(
+    "family", ["llama-gqa", *(pytest.param(f, marks=pytest.mark.slow) for f in ("gpt2", "llama"))]
+)
+def test_p17_holds_when_steps_are_compiled(family: str) -> None:
+    """Rows part, end and begin anew; one row is a shape of its own; buffers grow."""
+    model = make_model(family)
+    sampler = Sampler(model, END, PAD, torch.Generator().manual_seed(0), compiled_step())
+    played = Played(model, sampler, SamplingConfig(40))
+    rng = random.Random(3)
+    made = played.turn({row: [2, 3, 4, 5][: 2 + row // 8] for row in range(16)})
+    played.turn({row: ids_of(rng) for row in made if row % 3})
+    played.turn({1: [5, 6]})
+    played.turn({1: [7], 2: [8, 9]})
+    assert played.difference < 1e-5
+    assert played.sampler.read_tokens == played.read
+
+
+def test_where_nothing_can_be_compiled_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(function: Any) -> Any:
+        raise RuntimeError("no compiler\nand more")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    compiled_step.cache_clear()
+    with pytest.raises(ValueError, match=r"does not work here \(no compiler\)\. Install"):
+        Reinforce("tiny", "DialogueQA-v0", compile=True)
 
 
 def test_buffers_grow_no_rows_that_nobody_needs() -> None:
