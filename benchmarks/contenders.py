@@ -213,42 +213,47 @@ def train(report: Report, *, workload: str, share: bool = True, autocast: str = 
     repeat(once, report)
 
 
-def train_trl(report: Report, *, workload: str) -> None:
-    """The same with TRL's ``RLOOTrainer``: same model, prompts, lengths, group and batch."""
+def rloo_trainer(
+    prompts: Sequence[str],
+    references: Sequence[tuple[str, ...]],
+    *,
+    name: str,
+    shape: dict[str, int],
+    callbacks: Sequence[Any] = (),
+    **settings: Any,
+) -> Any:
+    """Return TRL's ``RLOOTrainer`` on a workload; answers are scored as DialogueQA scores them.
+
+    Args:
+        prompts: Prompts.
+        references: The accepted answers to each; of (``""``,) any answer is, more or less.
+        name: Folder of the model.
+        shape: Prompts, answers to each and tokens of each: one of ``TRAIN``.
+        callbacks: Of TRL.
+        **settings: Of TRL's ``RLOOConfig``.
+    """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import RLOOConfig, RLOOTrainer
 
-    from agents.policies.models import TINY
     from llm_envs.scoring.qa import token_f1
 
-    shape = TRAIN[workload]
-    rows = shape["prompts"] * shape["group_size"]
-    folder = tempfile.mkdtemp()
-    long = workload == "long answers"
-    prompts, references = (words(512), [("",)] * 512) if long else questions(512, max_turns=1)
-    name = gpt2(Path(folder)) if long else str(TINY)
     data = [{"prompt": p, "accepted": list(r)} for p, r in zip(prompts, references, strict=True)]
 
     def reward(completions: list[str], accepted: list[list[str]], **_: Any) -> list[float]:
-        return [
+        scores = [
             token_f1(said.strip(), known) if known[0] else (len(said) % 7) / 6
             for said, known in zip(completions, accepted, strict=True)
         ]
-
-    class Reporter(TrainerCallback):
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            report(Work(rows))
+        return [2 * score - 1 for score in scores]
 
     config = RLOOConfig(
-        output_dir=folder,
-        per_device_train_batch_size=rows,
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=shape["prompts"] * shape["group_size"],
         num_generations=shape["group_size"],
         max_completion_length=shape["max_new_tokens"],
-        max_steps=10_000,
-        learning_rate=0.0,
         beta=0.0,
         report_to=[],
         save_strategy="no",
@@ -257,14 +262,40 @@ def train_trl(report: Report, *, workload: str) -> None:
         bf16=False,
         gradient_checkpointing=False,
         disable_tqdm=True,
+        **settings,
     )
-    RLOOTrainer(
+    return RLOOTrainer(
         model=AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32),
         reward_funcs=reward,
         args=config,
         train_dataset=Dataset.from_list(data),
         processing_class=AutoTokenizer.from_pretrained(name),
+        callbacks=[*callbacks],
+    )
+
+
+def train_trl(report: Report, *, workload: str) -> None:
+    """The same with TRL's ``RLOOTrainer``: same model, prompts, lengths, group and batch."""
+    from transformers import TrainerCallback
+
+    from agents.policies.models import TINY
+
+    shape = TRAIN[workload]
+
+    class Reporter(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            report(Work(shape["prompts"] * shape["group_size"]))
+
+    long = workload == "long answers"
+    prompts, references = (words(512), [("",)] * 512) if long else questions(512, max_turns=1)
+    rloo_trainer(
+        prompts,
+        references,
+        name=gpt2(Path(tempfile.mkdtemp())) if long else str(TINY),
+        shape=shape,
         callbacks=[Reporter()],
+        max_steps=10_000,
+        learning_rate=0.0,
     ).train()
 
 
