@@ -201,7 +201,13 @@ def _overlap(found: Sequence[_Item], counts: Counter[_Item]) -> int:
     """Returns the size of the multiset intersection of `found` and `counts`.
 
     F = 2PR / (P + R), with P = h / n and R = h / m, is 2h / (n + m): h is what this returns.
+
+    Args:
+        found: Items that all have a count.
+        counts: How often each occurs in the other text.
     """
+    if len(set(found)) == len(found):  # the usual case: each occurs in the other at least once
+        return len(found)
     return sum(min(count, counts[item]) for item, count in Counter(found).items())
 
 
