@@ -123,6 +123,11 @@ class PolicyAgent(Agent[PolicyConfigT]):
         policy.passes = Passes(half, c.gradient_checkpointing, c.compile)
         if c.compile:
             compiled_step()  # refuses where nothing can be compiled
+            if isinstance(policy, CausalLMPolicy) and not policy.can_compile:
+                raise ValueError(
+                    f"compile is True, and {type(policy.model).__name__} does not see all of a "
+                    "conversation at once, or takes no mask for every pair of tokens. Leave it out."
+                )
         if half and has_adapter(policy.model):
             hold_frozen_in_bfloat16(policy.model)
         if isinstance(policy, CandidatePolicy):

@@ -133,7 +133,7 @@ class PolicyConfig(AgentConfig):
     """Precision of the forward passes, of sampling too: bfloat16 by autocast (but the head and all
     log-probabilities), or that of the weights. auto is bf16 on CUDA devices that have it."""
     compile: bool = False
-    """Compile the sampler's step (torch.compile; needs a C++ compiler). It takes about 20 seconds
+    """Compile the sampler's step (torch.compile; needs a C++ compiler). It takes half a minute
     once; benchmarks/THROUGHPUT.md says when they come back. A resumed run may round differently.
     (Writing tasks.)"""
     lora_rank: int = 0

@@ -200,6 +200,11 @@ class CausalLMPolicy:
         """Where the model lies."""
         return next(self.model.parameters()).device  # type: ignore[no-any-return]
 
+    @property
+    def can_compile(self) -> bool:
+        """Whether the sampler's steps can be compiled: they say themselves who sees what."""
+        return self.trees and (self.window is None or self.window >= self.context)
+
     def room(self, sampling: SamplingConfig) -> int:
         """Return how many tokens a conversation may have before an answer.
 
@@ -386,7 +391,7 @@ class Conversations:
         self.policy = policy
         self.sampling = sampling
         self.room = policy.room(sampling)
-        step = compiled_step() if policy.passes.compiled and policy.trees else None
+        step = compiled_step() if policy.passes.compiled else None
         self.sampler = Sampler(policy.model, policy.end, policy.pad, policy.generator, step)
         self.sequences: list[TokenSequence] = []
         self.cut = 0

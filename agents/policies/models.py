@@ -315,7 +315,7 @@ class Passes:
         bfloat16: In bfloat16 by autocast, all but the head; log-probabilities are float32.
         gradient_checkpointing: Layers are computed again in the backward pass: less memory, about
             a third more time, the same gradients.
-        compiled: The sampler's steps are compiled (of models that read trees).
+        compiled: The sampler's steps are compiled (only of models that read trees).
     """
 
     bfloat16: bool = False

@@ -37,6 +37,7 @@ from agents.policies.prefix_tree import (
     sampled_tokens,
     shared_with_previous,
 )
+from agents.reinforce import Reinforce
 from agents.sampling import Completion, SamplingConfig
 from three_tokens import make_tokenizer, relative
 
@@ -168,13 +169,19 @@ def test_a_model_that_takes_no_mask_reads_sequences_one_by_one(tokenizer: Any) -
     assert not reads_trees(model, None)
     policy = CausalLMPolicy(model, tokenizer)
     assert not policy.trees
+    assert not policy.can_compile
+    with pytest.raises(ValueError, match="compile is True, and Deaf does not see all"):
+        Reinforce(policy, "DialogueQA-v0", compile=True)
     expected = CausalLMPolicy(make_model("llama"), tokenizer)
+    assert expected.can_compile
     found, wanted = (made.score(group()).log_probs for made in (policy, expected))
     assert relative(found, wanted) < 1e-6
 
 
 def test_a_window_of_attention_that_is_too_short_is_left_to_the_model(tokenizer: Any) -> None:
     policy = CausalLMPolicy(make_model("mistral"), tokenizer)
+    assert policy.trees
+    assert not policy.can_compile
     long = [conversation(i, (-1, [5] * 21), (0, [i, 0])) for i in (1, 2)]
     assert policy.lay_out(long).forest.until is None
     short = [conversation(i, (-1, [5] * 14), (0, [i, 0])) for i in (1, 2)]
