@@ -25,7 +25,7 @@ Precondition = Literal["sgd", "adam"]
 
 MICRO_BATCH_TOKENS = 2048
 """Most tokens in one forward pass of an update. On a CPU, passes of 8,192 are slower by half on
-dialogues and by two fifths on choices: what they compute with falls out of the caches."""
+dialogues and by two fifths on choices."""
 
 
 def at_least(config: Any, least: float, *names: str) -> None:
