@@ -121,9 +121,9 @@ class PolicyAgent(Agent[PolicyConfigT]):
         half = bfloat16_wanted(self.config.autocast, policy.device)
         c = self.config
         policy.passes = Passes(half, c.gradient_checkpointing, c.compile)
-        if c.compile:
-            compiled_step()  # refuses where nothing can be compiled
-            if isinstance(policy, CausalLMPolicy) and not policy.can_compile:
+        if c.compile and isinstance(policy, CausalLMPolicy):
+            compiled_step(policy.device.type)  # warns where nothing can be compiled
+            if not policy.can_compile:
                 raise ValueError(
                     f"compile is True, and {type(policy.model).__name__} does not see all of a "
                     "conversation at once, or takes no mask for every pair of tokens. Leave it out."

@@ -11,6 +11,7 @@ there, which no query attends to and which no position counts.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -167,8 +168,8 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         """Return a layer that is put together of rows of others.
 
         Args:
-            pieces: (layer, rows of it, rows here, slots); later slots of it are left out. Slots
-                that a row does not fill are zero.
+            pieces: (layer, rows of it, rows here, slots); later slots of it are left out. All end
+                in the same slot; those before the beginning of a row are zero.
         """
         new = cls()
         first = pieces[0][0]
@@ -183,8 +184,8 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
                 if len(pieces) == 1:  # one copy, and no more
                     torch.index_select(its[..., :slots, :], 0, rows, out=mine[:count, :, :slots])
                 else:
-                    mine[places, :, :width] = its[rows, :, :width]
-                    mine[places, :, width:slots] = 0
+                    mine[places, :, slots - width : slots] = its[rows, :, :width]
+                    mine[places, :, : slots - width] = 0
         new._hold(new.buffers, count, slots)
         return new
 
@@ -264,20 +265,27 @@ Step = Callable[..., Tensor]
 
 
 @functools.cache
-def compiled_step() -> Step:
+def compiled_step(device: str = "cpu") -> Step | None:
     """Return ``_step`` compiled: for one row, and for any other number of rows and slots.
 
-    Raises:
-        ValueError: Nothing can be compiled here.
+    Args:
+        device: Where it will run.
+
+    Returns:
+        ``None``, with a warning, where nothing can be compiled: a run that was begun elsewhere can
+        still go on, only slower.
     """
     try:
-        torch.compile(torch.neg)(torch.zeros(2))
+        torch.compile(torch.neg)(torch.zeros(2, device=device))
     except RuntimeError as error:
         cause = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"compile is True, and torch.compile does not work here ({cause}). Install a C++ "
-            "compiler, such as g++, or leave it out."
-        ) from error
+        warnings.warn(
+            f"compile is True, and torch.compile does not work here ({cause}), so that sampling "
+            "goes on without. Install a C++ compiler, such as g++ (on a GPU Triton), or leave it "
+            "out.",
+            stacklevel=2,
+        )
+        return None
     return torch.compile(_step, dynamic=True)
 
 
@@ -294,7 +302,8 @@ def passes_by_length(lengths: Sequence[int], enough: int) -> list[list[int]]:
 
     Args:
         lengths: Of each prompt, in tokens.
-        enough: A pass that has come to so many tokens, padding included, is full.
+        enough: A pass that has come to so many tokens, padding included, is full. A prompt by which
+            it would come to twice as many begins another.
 
     Returns:
         Numbers of the prompts of each pass, shorter ones first.
@@ -302,7 +311,7 @@ def passes_by_length(lengths: Sequence[int], enough: int) -> list[list[int]]:
     passes: list[list[int]] = []
     full = True
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if full:
+        if full or (len(passes[-1]) + 1) * lengths[i] > max(2 * enough, lengths[i]):
             passes.append([])
         passes[-1].append(i)
         full = len(passes[-1]) * lengths[i] >= enough
@@ -414,9 +423,12 @@ def gathered(histories: Sequence[History | None], device: torch.device) -> KeyVa
 def _assembled(pieces: Sequence[tuple[KeyValues, Tensor, Tensor, int]]) -> KeyValues:
     """Return a cache that is put together of others: (cache, rows of it, rows here, slots) each."""
     new = KeyValues(sum(len(rows) for _, rows, _, _ in pieces), pieces[0][0].mask.device)
-    new.mask = new.mask.new_zeros(len(new.mask), max(slots for *_, slots in pieces))
+    total = max(slots for *_, slots in pieces)
+    new.mask = new.mask.new_zeros(len(new.mask), total)
+    # Holes stand before what was read and not after it: where a layer sees so many slots back and
+    # no further, they would take the place of tokens.
     for held, rows, places, slots in pieces:
-        new.mask[places, :slots] = held.mask[rows, :slots]
+        new.mask[places, total - slots :] = held.mask[rows, :slots]
     new.positions = new.mask.sum(1)
     new.cache.layers = [
         _GrowingLayer.gathered([(held.cache.layers[i], *rest) for held, *rest in pieces])
@@ -575,12 +587,12 @@ class Sampler:
             at.append(alike[key])
         fresh = [ids for _, ids in keys]
         places = torch.tensor(at, device=self.device)
-        if all(history is None for history, _ in keys):
-            self.histories = {}
-            return *self._read_prompts(fresh), places
+        begin = all(history is None for history, _ in keys)
         held = gathered([history for history, _ in keys], self.device)
         del known, keys, history  # the caches that this one was made of go before the reading
         self.histories = {}
+        if begin:
+            return *self._read_prompts(fresh), places
         return held, self._read_padded(held, fresh), places
 
     def _read_prompts(self, new: Sequence[Sequence[int]]) -> tuple[KeyValues, Tensor]:

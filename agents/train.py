@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             training.train(run, console, samples=arguments.samples)
         except FloatingPointError as error:
             world.gather(None)  # all processes have it; nobody leaves before the first has closed
+            world.leave()
             command = training.resume_command(run.folder, world.size)
             way = f"Once its cause is mended, to go on:\n  {command}"
             _fail(f"{error}\n{way}", error)

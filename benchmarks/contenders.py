@@ -349,7 +349,7 @@ def sample(
     body, head = sizes(policy.model)
     prompts = policy.tokenizer(_prompts_of(batch, group))["input_ids"]
     config = SamplingConfig(tokens)
-    step = compiled_step() if compiled else None
+    step = compiled_step("cpu") if compiled else None
     size = policy.model.config.num_key_value_heads * policy.model.config.head_dim
     slot_bytes = 2 * 4 * policy.model.config.num_hidden_layers * size
 

@@ -130,7 +130,8 @@ def measured(case: Case) -> int | None:
     )
     command = [sys.executable, "-c", code, json.dumps(asdict(case))]
     # Memory that is freed goes back to the system, as it does by default.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC")}
+    environment = {**kept, "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if ended.returncode > 0:
         raise RuntimeError(ended.stderr[-2000:])

@@ -391,7 +391,8 @@ class Conversations:
         self.policy = policy
         self.sampling = sampling
         self.room = policy.room(sampling)
-        step = compiled_step() if policy.passes.compiled else None
+        device = policy.device.type
+        step = compiled_step(device) if policy.passes.compiled else None
         self.sampler = Sampler(policy.model, policy.end, policy.pad, policy.generator, step)
         self.sequences: list[TokenSequence] = []
         self.cut = 0

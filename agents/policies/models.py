@@ -433,8 +433,8 @@ def read(model: Any, parts: Parts, how: Passes, **inputs: Any) -> Reading:
         return Reading(hidden, lambda places: head(_as_read_by(head, hidden[places])))
 
 
-LOGITS_AT_ONCE = 2**22
-"""Most logits that exist at once while sampled tokens are scored; 16 MiB in float32."""
+LOGITS_AT_ONCE = 2**24
+"""Most logits that exist at once while sampled tokens are scored; 64 MiB in float32."""
 
 
 def in_chunks(
