@@ -71,11 +71,13 @@ def trained(training: Training) -> dict[str, float]:
     """Train and score; return the seconds of training and the validation score."""
     from agents.policies.models import TINY
 
-    began = time.perf_counter()
     if training.side == "TRL":
         folder = tempfile.mkdtemp()
+        needed = SHAPE["prompts"] * training.updates
+        prompts, references = questions(needed, first=training.seed * needed, max_turns=1)
         trainer = rloo_trainer(
-            *questions(SHAPE["prompts"] * training.updates, max_turns=1),
+            prompts,
+            references,
             name=str(TINY),
             shape=SHAPE,
             max_steps=training.updates,
@@ -83,12 +85,14 @@ def trained(training: Training) -> dict[str, float]:
             lr_scheduler_type="constant",
             seed=training.seed,
         )
+        began = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - began
         trainer.save_model(folder)
         agent = _ours(folder, training)
     else:
         agent = _ours("tiny", training)
+        began = time.perf_counter()
         for _ in range(training.updates):
             agent.iterate()
         seconds = time.perf_counter() - began
@@ -147,6 +151,8 @@ def main(options: Options) -> None:
     for column in ("who", "score [95 % t interval over the seeds] (each)", "seconds"):
         table.add_column(column)
     sides: tuple[Side, ...] = ("llm-envs", "TRL")
+    untrained = run(Training("llm-envs", 0, 0, 0.0), options.threads)["score"]
+    table.add_row("(initial policy)", f"{untrained:.3f}", "")
     found: dict[Side, list[dict[str, float]]] = {side: [] for side in sides}
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("trainings", total=2 * len(options.seeds))
@@ -156,9 +162,12 @@ def main(options: Options) -> None:
                 found[side].append(run(training, options.threads))
                 progress.advance(task)
     for side, results in found.items():
-        scores = [result["score"] for result in results]
         seconds = ", ".join(f"{result['seconds']:.0f}" for result in results)
-        table.add_row(side, cell(scores, len(scores)), seconds)
+        each = [result["score"] for result in results]
+        table.add_row(side, cell(each, len(each)), seconds)
+    scores = [[result["score"] for result in found[side]] for side in sides]
+    gaps = [ours - theirs for ours, theirs in zip(*scores, strict=True)]
+    table.add_row("llm-envs - TRL", cell(gaps, len(gaps)), "")
     console.print(table)
 
 

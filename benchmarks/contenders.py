@@ -100,14 +100,16 @@ def gpt2(folder: Path) -> str:
 # --- the workloads -------------------------------------------------------------------------------
 
 
-def questions(count: int, **kwargs: Any) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Return first prompts of DialogueQA and their accepted answers."""
+def questions(
+    count: int, *, first: int = 0, **kwargs: Any
+) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Return first prompts of DialogueQA, drawn by seeds from ``first`` on, and their answers."""
     import gymnasium as gym
 
     import llm_envs  # noqa: F401
 
     envs: Any = gym.make_vec("DialogueQA-v0", num_envs=count, split="train", **kwargs)
-    observations, _ = envs.reset(seed=list(range(count)))
+    observations, _ = envs.reset(seed=list(range(first, first + count)))
     return list(observations), list(envs.references)
 
 

@@ -116,8 +116,11 @@ def update(case: Case) -> int:
         if case.way == "plain":
             log_probs = plain(ids)
         else:
-            log_probs = policy.score([sequences[i] for i in members]).log_probs
+            scores = policy.score([sequences[i] for i in members])
+            log_probs = scores.log_probs
         loss = objectives.reinforce_loss(log_probs, torch.ones_like(log_probs), case.answers)
+        if case.way == "agents":  # they go through the entropies, whatever weighs them
+            loss = loss - 0.0 * scores.entropies.sum()
         loss.backward()  # type: ignore[no-untyped-call]
     return _peak() - before
 
