@@ -587,13 +587,12 @@ class Sampler:
             at.append(alike[key])
         fresh = [ids for _, ids in keys]
         places = torch.tensor(at, device=self.device)
-        begin = all(history is None for history, _ in keys)
         held = gathered([history for history, _ in keys], self.device)
         del known, keys, history  # the caches that this one was made of go before the reading
         self.histories = {}
-        if begin:
-            return *self._read_prompts(fresh), places
-        return held, self._read_padded(held, fresh), places
+        if held.slots:
+            return held, self._read_padded(held, fresh), places
+        return *self._read_prompts(fresh), places
 
     def _read_prompts(self, new: Sequence[Sequence[int]]) -> tuple[KeyValues, Tensor]:
         """Read conversations from their beginning."""

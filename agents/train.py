@@ -42,10 +42,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             training.train(run, console, samples=arguments.samples)
         except FloatingPointError as error:
             world.gather(None)  # all processes have it; nobody leaves before the first has closed
-            world.leave()
             command = training.resume_command(run.folder, world.size)
             way = f"Once its cause is mended, to go on:\n  {command}"
-            _fail(f"{error}\n{way}", error)
+            try:
+                _fail(f"{error}\n{way}", error)
+            finally:
+                world.leave()  # after it was told: who tells is agreed on while all are connected
         except OSError as error:
             _fail(f"{error}\nTo go on:\n  {training.resume_command(run.folder, world.size)}", error)
         world.leave()
