@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -110,12 +111,33 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a crash or a power failure leaves the old file or the new one."""
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a crash or a power failure leaves the old one or the new one."""
     temporary = path.with_name(path.name + ".new")
-    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     sync(temporary)
     os.replace(temporary, path)
+
+
+def append(file: io.FileIO, data: bytes) -> None:
+    """Write bytes at the end of a file, straight to the operating system.
+
+    Raises:
+        OSError: They cannot be written; then none of them is left in the file.
+    """
+    begin = file.seek(0, os.SEEK_END)
+    try:
+        while data:
+            data = data[file.write(data) :]
+    except OSError:
+        with contextlib.suppress(OSError):
+            file.truncate(begin)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, whatever happens meanwhile, as :func:`write_text` does."""
+    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

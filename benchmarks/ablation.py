@@ -5,7 +5,8 @@ Every reading of the printed formula (direction, loss term, precondition, anchor
 equally: each reading gets the same number of them, with one seed, and the one whose *last*
 validation score is the highest is run with the other seeds. The test split is not touched.
 
-Runs that are there are kept and runs that were cut go on; ``--only-show`` prints what there is.
+What it finds stands in ``benchmarks.suites.ablation``. Runs that are there are kept and runs that
+were cut go on; ``--only-show`` prints what there is.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from benchmarks.experiment import Run, complete, finished, validation_scores
+from benchmarks.experiment import Run, finished, validation_scores
+from benchmarks.suites import Suite
+from benchmarks.suites.ablation import STEPS, TUNED, Reading, run_of
+from benchmarks.sweep import Options, sweep
 
 RATES = {
     ("broadcast", "sgd"): (1e-4, 1e-3, 1e-2),
@@ -32,58 +36,11 @@ RATES = {
 """Learning rates: as many for each reading, of a size that suits it. A loss that is added to every
 coordinate moves all of them by α times the loss, and a gradient of norm 1 the typical one by much
 less; Adam's steps are of another size again."""
-STEPS = {"DialogueQA-v0": 1024, "Summarization-v0": 512, "RecommendationClicks-v0": 256}
-EPISODES = {"DialogueQA-v0": 96, "Summarization-v0": 96, "RecommendationClicks-v0": 48}
-"""Validation episodes, played before and after training."""
-COMMON: dict[str, Any] = {
-    "prompts": 4,
-    "group_size": 4,
-    "lam": 0.01,
-    "eval_every": 1_000_000,  # at the beginning and at the end
-    "checkpoint_every": 1_000_000,
-}
 
 
-@dataclass(frozen=True)
-class Reading:
-    """One way to read the formula."""
-
-    direction: str
-    loss_term: str
-    precondition: str
-    anchor: str
-
-    @property
-    def name(self) -> str:
-        """Name in tables and folders."""
-        return "-".join(asdict(self).values())
-
-    @property
-    def rates(self) -> tuple[float, ...]:
-        """Learning rates to try."""
-        return RATES["broadcast" if self.loss_term == "broadcast" else "", self.precondition]
-
-    def settings(self, env: str, rate: float) -> dict[str, Any]:
-        """Return the agent's settings; the formula as it is printed clips no gradient."""
-        printed = (self.direction, self.loss_term, self.precondition, self.anchor)
-        own = {
-            "eval_episodes": EPISODES[env],
-            "learning_rate": rate,
-            "max_grad_norm": 0.0 if printed == ("ascend", "broadcast", "sgd", "zero") else 1.0,
-        }
-        return {**COMMON, **asdict(self), **own}
-
-
-READINGS = [
-    *(
-        Reading(direction, loss_term, precondition, "zero")
-        for direction, loss_term, precondition in product(
-            ("ascend", "descend"), ("broadcast", "step_size", "none"), ("sgd", "adam")
-        )
-    ),
-    *(Reading("descend", "none", precondition, "initial") for precondition in ("sgd", "adam")),
-    Reading("descend", "step_size", "adam", "initial"),
-]
+def rates_of(reading: Reading) -> tuple[float, ...]:
+    """Return the learning rates to try."""
+    return RATES["broadcast" if reading.loss_term == "broadcast" else "", reading.precondition]
 
 
 @dataclass(frozen=True)
@@ -102,12 +59,6 @@ class Arguments:
     """Run nothing; print what there is."""
 
 
-def run_of(reading: Reading, env: str, rate: float, seed: int) -> Run:
-    """Return the run of a reading at a learning rate."""
-    label = f"{reading.name}-{rate:g}"
-    return Run(env, "immediate-reward", seed, STEPS[env], reading.settings(env, rate), label)
-
-
 def last_score(folder: Path) -> float:
     """Return the validation score after training; -inf of a run that is not there or broke off."""
     scores = validation_scores(folder)
@@ -117,7 +68,7 @@ def last_score(folder: Path) -> float:
 def best_rate(reading: Reading, env: str, a: Arguments) -> float:
     """Return the learning rate that did best with the first seed; of equals the smallest."""
     return max(
-        reading.rates,
+        rates_of(reading),
         key=lambda r: (last_score(a.out / run_of(reading, env, r, a.seeds[0]).name), -r),
     )
 
@@ -125,7 +76,7 @@ def best_rate(reading: Reading, env: str, a: Arguments) -> float:
 def table(a: Arguments) -> list[dict[str, Any]]:
     """Return what every reading came to, one row a reading and environment."""
     rows = []
-    for env, reading in product(a.envs, READINGS):
+    for env, reading in product(a.envs, TUNED):
         rate = best_rate(reading, env, a)
         folders = [a.out / run_of(reading, env, rate, seed).name for seed in a.seeds]
         gains = [last_score(f) - validation_scores(f)[0][1] for f in folders if finished(f)]
@@ -149,7 +100,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         "| direction | loss term | precondition | anchor | " + " | ".join(envs) + " |",
         "| --- " * (4 + len(envs)) + "|",
     ]
-    for reading in READINGS:
+    for reading in TUNED:
         cells = []
         for env in envs:
             (row,) = (
@@ -172,6 +123,12 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def complete(name: str, runs: list[Run], a: Arguments) -> None:
+    """Make the runs that are missing."""
+    suite = Suite(name, "Which reading of the founding document's update learns?", tuple(runs))
+    sweep(suite, Options(out=a.out, workers=a.workers, retries=0), Console())
+
+
 def main() -> None:
     """Tune, run, show."""
     a = tyro.cli(Arguments, description=__doc__, prog="python -m benchmarks.ablation")
@@ -179,16 +136,16 @@ def main() -> None:
         for env in a.envs:
             tuning = [
                 run_of(reading, env, rate, a.seeds[0])
-                for reading in READINGS
-                for rate in reading.rates
+                for reading in TUNED
+                for rate in rates_of(reading)
             ]
-            complete(tuning, a.out, workers=a.workers, report="none")
+            complete("tuning", tuning, a)
             chosen = [
                 run_of(reading, env, best_rate(reading, env, a), seed)
                 for seed in a.seeds[1:]
-                for reading in READINGS
+                for reading in TUNED
             ]
-            complete(chosen, a.out, workers=a.workers, report="none")
+            complete("chosen", chosen, a)
     rows = table(a)
     a.out.mkdir(parents=True, exist_ok=True)
     (a.out / "ablation.json").write_text(json.dumps(rows, indent=1))

@@ -20,12 +20,11 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from agents.settings import at_least
-from benchmarks.compare import cell
 from benchmarks.contenders import TRAIN, questions, rloo_trainer
 from benchmarks.experiment import process_environment
+from benchmarks.tables import Table, cell
 
 ENV = "DialogueQA-v0"
 ONE_TURN = {"max_turns": 1}
@@ -144,15 +143,13 @@ def run(training: Training, threads: int) -> dict[str, float]:
 def main(options: Options) -> None:
     """Train on both sides and print what came of it."""
     console = Console()
-    table = Table(
-        title=f"{ENV}, first questions, after {options.updates} updates of 128 answers; "
+    title = (
+        f"{ENV}, first questions, after {options.updates} updates of 128 answers; "
         "validation split, greedy"
     )
-    for column in ("who", "score [95 % t interval over the seeds] (each)", "seconds"):
-        table.add_column(column)
     sides: tuple[Side, ...] = ("llm-envs", "TRL")
     untrained = run(Training("llm-envs", 0, 0, 0.0), options.threads)["score"]
-    table.add_row("(initial policy)", f"{untrained:.3f}", "")
+    rows = [("(initial policy)", f"{untrained:.3f}", "")]
     found: dict[Side, list[dict[str, float]]] = {side: [] for side in sides}
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("trainings", total=2 * len(options.seeds))
@@ -164,11 +161,12 @@ def main(options: Options) -> None:
     for side, results in found.items():
         seconds = ", ".join(f"{result['seconds']:.0f}" for result in results)
         each = [result["score"] for result in results]
-        table.add_row(side, cell(each, len(each)), seconds)
+        rows.append((side, cell(each), seconds))
     scores = [[result["score"] for result in found[side]] for side in sides]
     gaps = [ours - theirs for ours, theirs in zip(*scores, strict=True)]
-    table.add_row("llm-envs - TRL", cell(gaps, len(gaps)), "")
-    console.print(table)
+    rows.append(("llm-envs - TRL", cell(gaps), ""))
+    header = ("who", "score [95 % t interval over the seeds] (each)", "seconds")
+    console.print(Table(title, header, tuple(rows)).rich())
 
 
 if __name__ == "__main__":

@@ -1,21 +1,27 @@
-"""Many runs of ``python -m agents.train``: what is there is kept, what was cut is resumed."""
+"""One training run of an experiment: what it is, where it lies, and how it is made.
+
+A run is a process of ``python -m agents.train`` and a folder. What is there is kept, what was cut
+is resumed, and nobody trains in a folder where somebody else does.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+import time
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from rich.progress import Progress
-
+from agents import runs
 from agents.base import checkpoint_folder
-from agents.runs import read_config, read_metrics
+from agents.settings import SETTINGS
+
+State = Literal["waiting", "running", "done", "failed", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,10 @@ class Run:
         seed: Its seed.
         steps: Environment steps.
         settings: Settings of the agent that differ from its defaults.
-        label: Names the variant in the folder's name; settings do not.
+        label: Names the variant; settings do not stand in a folder's name.
+        policy: Language model to begin with: a name, folder or hub id; "" is the agent's default.
+        env_kwargs: Further arguments of the environment.
+        report: Split that is scored before and after training.
     """
 
     env: str
@@ -37,20 +46,39 @@ class Run:
     steps: int
     settings: dict[str, Any] = field(default_factory=dict, hash=False)
     label: str = ""
+    policy: str = ""
+    env_kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
+    report: Literal["test", "validation", "none"] = "test"
+
+    @property
+    def variant(self) -> str:
+        """What is compared: the agent and, where they differ, its policy and label."""
+        model = Path(self.policy).name if self.policy else ""
+        return "-".join(filter(None, (self.agent, model, self.label)))
 
     @property
     def name(self) -> str:
         """Name of the run's folder."""
-        return "-".join(filter(None, (self.env, self.agent, self.label, f"seed{self.seed}")))
+        return f"{self.env}-{self.variant}-seed{self.seed}"
 
-    def command(self, folder: Path, report: str) -> list[str]:
-        """Return the command that makes the run, or goes on with it."""
+    def command(self, folder: Path, *, threads: int = 1, track: str = "jsonl") -> list[str]:
+        """Return the command that makes the run, or goes on with it.
+
+        Args:
+            folder: The run's folder.
+            threads: Its intra-op threads.
+            track: Where its metrics go, as ``agents.train --track`` says it.
+        """
         train = [sys.executable, "-m", "agents.train", "--quiet", "--samples", "0"]
         if (folder / "config.json").exists():
             return [*train, "--resume", str(folder)]
         train += ["--env", self.env, "--agent", self.agent, "--seed", str(self.seed)]
-        train += ["--steps", str(self.steps), "--report", report, "--track", "jsonl"]
-        train += ["--threads", "1", "--out", str(folder)]
+        train += ["--steps", str(self.steps), "--report", self.report, "--track", track]
+        train += ["--threads", str(threads), "--out", str(folder)]
+        if self.policy:
+            train += ["--policy", self.policy]
+        if self.env_kwargs:
+            train += ["--env-kwargs", json.dumps(self.env_kwargs)]
         for name, value in self.settings.items():
             flag = "--" + name.replace("_", "-")
             if isinstance(value, bool):
@@ -60,6 +88,117 @@ class Run:
         return train
 
 
+@dataclass(frozen=True)
+class Status:
+    """How far a run has come; a file beside the run folders, for whoever watches.
+
+    Attributes:
+        state: What it is doing.
+        sweep: Names the sweep that makes it.
+        attempts: Times that this sweep has begun it or gone on with it.
+        seconds: What the last attempt took, if it has ended.
+    """
+
+    state: State
+    sweep: str = ""
+    attempts: int = 0
+    seconds: float = 0.0
+
+
+def log_file(out: Path, name: str) -> Path:
+    """Return where what a run prints is kept."""
+    return out / "logs" / f"{name}.log"
+
+
+def read_status(out: Path, name: str) -> Status:
+    """Return what is known of a run; that it waits if nothing is."""
+    try:
+        return Status(**json.loads(log_file(out, name).with_suffix(".json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return Status("waiting")
+
+
+def make(
+    run: Run,
+    out: Path,
+    *,
+    sweep: str = "",
+    threads: int = 1,
+    track: str = "jsonl",
+    retries: int = 0,
+) -> Status:
+    """Make a run in a process of its own, or go on with it; one that is finished is left alone.
+
+    Where another process trains in its folder (a second sweep, or one that outlived its node), it
+    waits until that has ended.
+
+    Args:
+        run: The run.
+        out: Where the run folders lie.
+        sweep: Names who makes it.
+        threads: Its intra-op threads.
+        track: Where its metrics go.
+        retries: Times that it is tried again if it fails.
+
+    Returns:
+        ``done``, ``failed``, or ``stopped`` by Ctrl-C.
+
+    Raises:
+        ValueError: The folder holds another run.
+        OSError: The log cannot be written.
+    """
+    folder, log = out / run.name, log_file(out, run.name)
+    log.parent.mkdir(parents=True, exist_ok=True)
+
+    def tell(status: Status) -> Status:
+        runs.write_json(log.with_suffix(".json"), asdict(status))
+        return status
+
+    status = Status("done", sweep)
+    for attempt in range(1, retries + 2):
+        wait_until_free(folder)
+        refuse_another(run, folder)
+        if finished(folder):
+            return tell(Status("done", sweep, status.attempts, status.seconds))
+        began = time.monotonic()
+        status = tell(Status("running", sweep, attempt))
+        stopped = _train(run.command(folder, threads=threads, track=track), log, threads) == 0
+        ended: State = "done" if finished(folder) else "stopped" if stopped else "failed"
+        status = tell(Status(ended, sweep, attempt, time.monotonic() - began))
+        if ended != "failed":
+            break
+    return status
+
+
+def _train(command: list[str], log: Path, threads: int) -> int:
+    """Run a command whose output goes to the end of a log; return its exit status."""
+    with log.open("a") as file:
+        print(f"$ {shlex.join(command)}", file=file, flush=True)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+            env=process_environment(threads),
+        )  # fmt: skip
+        while True:
+            try:
+                return process.wait(timeout=1)  # so that Ray can interrupt it
+            except subprocess.TimeoutExpired:
+                continue
+            except BaseException:
+                process.send_signal(signal.SIGINT)  # it saves, and stops
+                process.wait()
+                raise
+
+
+def wait_until_free(folder: Path, *, every: float = 1.0) -> None:
+    """Wait until no other process trains in a folder."""
+    while folder.is_dir():
+        try:
+            with runs.locked(folder):
+                return
+        except ValueError:
+            time.sleep(every)
+
+
 def process_environment(threads: int) -> dict[str, str]:
     """Return the environment of a process that is measured, or trains, with so many threads."""
     # Growing tensors cost page faults where memory goes back to the system each time.
@@ -67,63 +206,47 @@ def process_environment(threads: int) -> dict[str, str]:
     return {**kept, **os.environ, "OMP_NUM_THREADS": str(threads)}
 
 
-def complete(runs: Sequence[Run], out: Path, *, workers: int, report: str) -> list[Path]:
-    """Make every run that is not there yet, each in a process with one thread.
-
-    Args:
-        runs: What to run.
-        out: Where the run folders lie; what a run printed is beside it, in ``<name>.log``.
-        workers: Runs at a time.
-        report: Split that is scored before and after training, or ``"none"``.
-
-    Returns:
-        The folder of each run. One that failed has no ``done`` file; the others go on.
+def refuse_another(run: Run, folder: Path) -> None:
+    """Refuse a folder that holds a run of the same name that is not this one.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C, which the terminal tells the runs under way too: they save and
-            stop. Those in the queue are not begun.
+        ValueError: It differs, and in what.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    environment = process_environment(threads=1)
-
-    def make(run: Run) -> Path:
-        folder = out / run.name
-        if not finished(folder):
-            with (out / f"{run.name}.log").open("a") as log:
-                ended = subprocess.run(
-                    run.command(folder, report), stdout=log, stderr=log, env=environment
-                )
-            if ended.returncode == 0 and whole(folder):  # it is 0 after Ctrl-C, too
-                (folder / "done").touch()
-        return folder
-
-    with Progress() as progress, ThreadPoolExecutor(workers) as pool:
-        task = progress.add_task("runs", total=len(runs))
-        futures = [pool.submit(make, run) for run in runs]
-        for future in futures:
-            future.add_done_callback(lambda _: progress.advance(task))
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    if not (folder / "config.json").exists():
+        return
+    config = runs.read_config(folder)
+    wanted = {
+        **{name: getattr(run, name) for name in ("env", "agent", "seed", "steps", "report")},
+        "env_kwargs": run.env_kwargs,
+        "policy": run.policy or SETTINGS[run.agent].default_policy,
+    }
+    held = {name: config[name] for name in wanted}
+    if Path(wanted["policy"]).is_dir():  # config.json holds it in full
+        wanted["policy"] = str(Path(wanted["policy"]).resolve())
+    wanted |= run.settings
+    held |= {name: config["settings"].get(name) for name in run.settings}
+    for name, value in wanted.items():
+        if json.loads(json.dumps(value)) != held[name]:
+            raise ValueError(
+                f"{folder} holds a run with {name} {held[name]!r}, and it is to be made with "
+                f"{value!r}. Choose another folder with --out, or give the variant another label."
+            )
 
 
 def finished(folder: Path) -> bool:
-    """Whether the run in a folder came to its end, and what it left behind is there."""
-    return (folder / "done").exists() and whole(folder)
-
-
-def whole(folder: Path) -> bool:
     """Whether a run has taken all its steps, and has its result if it was to be scored."""
     try:
-        config = read_config(folder)
-        last = checkpoint_folder(folder / "checkpoints" / "last")
-        taken = json.loads((last / "state.json").read_text())["env_steps"]
+        config = runs.read_config(folder)
         scored = config["report"] == "none" or "after" in result(folder)
-    except (OSError, ValueError, KeyError):
+        return bool(scored and steps_taken(folder) >= config["steps"])
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    return bool(scored and taken >= config["steps"])
+
+
+def steps_taken(folder: Path) -> int:
+    """Return the environment steps at the last checkpoint of a run."""
+    last = checkpoint_folder(folder / "checkpoints" / "last")
+    return int(json.loads((last / "state.json").read_text())["env_steps"])
 
 
 def result(folder: Path) -> dict[str, Any]:
@@ -134,5 +257,5 @@ def result(folder: Path) -> dict[str, Any]:
 def validation_scores(folder: Path) -> list[tuple[int, float]]:
     """Return (environment steps, score) of each validation of a run, in order."""
     path = folder / "metrics.jsonl"
-    rows = read_metrics(path) if path.exists() else []
+    rows = runs.read_metrics(path) if path.exists() else []
     return [(row["env_steps"], row["eval/score"]) for row in rows if "eval/score" in row]

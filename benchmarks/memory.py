@@ -20,7 +20,8 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+
+from benchmarks.tables import Table
 
 PROMPT = 64
 """Tokens before every answer; no two prompts are alike."""
@@ -176,16 +177,12 @@ def main(options: Options) -> None:
     if not Path("/proc/self/clear_refs").exists():
         raise SystemExit("This reads /proc/self/clear_refs, which only Linux has.")
     lines = rows(CASES, Console(stderr=True))
+    title = "Memory of one update beyond the model and its gradients"
+    table = Table(title, COLUMNS, tuple(lines), numbers=len(COLUMNS))
     if options.markdown:
-        separators = ("---:",) * len(COLUMNS)
-        print("\n".join(f"| {' | '.join(row)} |" for row in (COLUMNS, separators, *lines)))
-        return
-    table = Table(title="Memory of one update beyond the model and its gradients")
-    for column in COLUMNS:
-        table.add_column(column, justify="right")
-    for row in lines:
-        table.add_row(*row)
-    Console().print(table)
+        print(table.markdown())
+    else:
+        Console().print(table.rich())
 
 
 if __name__ == "__main__":

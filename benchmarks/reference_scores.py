@@ -23,12 +23,12 @@ import numpy as np
 import tyro
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 import llm_envs
 from agents.baselines import RandomPlayer, ScriptedPlayer
 from agents.evaluation import Evaluation, Floats, evaluate, interval
 from agents.rollout import Player
+from benchmarks.tables import Table
 from llm_envs.core.task import Task
 from llm_envs.datasets.splits import SPLITS, Split, did_you_mean
 from llm_envs.tasks.recommendation_clicks import best_mean_choice
@@ -190,13 +190,22 @@ def _surely(action: Any, observation: Any) -> tuple[Any, Floats | None]:
 PLAYERS: Final = ("random", "heuristic", "oracle")
 
 
-def measure(env_id: str, split: Split, *, episodes: int | None = None) -> dict[str, Evaluation]:
-    """Evaluate every reference player on one split.
+def measure(
+    env_id: str,
+    split: Split,
+    *,
+    episodes: int | None = None,
+    players: Sequence[str] = PLAYERS,
+    env_kwargs: dict[str, Any] | None = None,
+) -> dict[str, Evaluation]:
+    """Evaluate reference players on one split.
 
     Args:
         env_id: A registered id.
         split: The split.
         episodes: How many episodes; ``None`` for every example once.
+        players: Which of ``PLAYERS``.
+        env_kwargs: Further arguments of the environment.
 
     Returns:
         Player -> evaluation, all on the same episodes; no "heuristic" where none is stated.
@@ -205,8 +214,10 @@ def measure(env_id: str, split: Split, *, episodes: int | None = None) -> dict[s
     if env_id in HEURISTICS:
         begin["heuristic"] = partial(RulePlayer, HEURISTICS[env_id].rule)
     return {
-        player: evaluate(begin[player], env_id, split=split, episodes=episodes)
-        for player in PLAYERS
+        player: evaluate(
+            begin[player], env_id, split=split, episodes=episodes, env_kwargs=env_kwargs
+        )
+        for player in players
         if player in begin
     }
 
@@ -230,26 +241,24 @@ class Measured:
         return len(set(self.players["oracle"].units))
 
 
-def score_table(measured: Sequence[Measured]) -> list[list[str]]:
-    """Lay out scores with their intervals; the first row is the header."""
-    table = [["environment", "split", "episodes", "units", *PLAYERS]]
+def score_table(measured: Sequence[Measured]) -> Table:
+    """Lay out scores with their intervals."""
+    rows = []
     for m in measured:
         cells = [
             f"{e.score:.3f} [{e.ci95[0]:.3f}, {e.ci95[1]:.3f}]" if e else "-"
             for e in map(m.players.get, PLAYERS)
         ]
-        table.append([m.env_id, m.split, f"{m.episodes:,}", f"{m.units:,}", *cells])
-    return table
+        rows.append((m.env_id, m.split, f"{m.episodes:,}", f"{m.units:,}", *cells))
+    return Table("", ("environment", "split", "episodes", "units", *PLAYERS), tuple(rows))
 
 
-def expectation_table(measured: Sequence[Measured]) -> list[list[str]]:
+def expectation_table(measured: Sequence[Measured]) -> Table:
     """Lay out what is exact where all outcomes are known: expected scores, and regrets to the best.
 
-    The first row is the header; there is no other one if nothing is known.
+    There is no row if nothing is known.
     """
-    table = [
-        ["environment", "split", "best possible", *(f"{p}: expected, regret" for p in PLAYERS)]
-    ]
+    rows = []
     for m in measured:
         if "expected" not in m.players["oracle"].parts:
             continue
@@ -257,29 +266,15 @@ def expectation_table(measured: Sequence[Measured]) -> list[list[str]]:
             f"{e.part('expected'):.3f}, {_regret(e)}" if e else "-"
             for e in map(m.players.get, PLAYERS)
         ]
-        table.append([m.env_id, m.split, f"{m.players['oracle'].part('best'):.3f}", *cells])
-    return table
+        rows.append((m.env_id, m.split, f"{m.players['oracle'].part('best'):.3f}", *cells))
+    expected = (f"{player}: expected, regret" for player in PLAYERS)
+    return Table("", ("environment", "split", "best possible", *expected), tuple(rows))
 
 
 def _regret(e: Evaluation) -> str:
     regrets = e.parts["best"] - e.parts["expected"]
     low, high = interval(regrets, e.units)
     return f"{regrets.mean():.3f} [{low:.3f}, {high:.3f}]"
-
-
-def markdown(table: Sequence[Sequence[str]]) -> str:
-    """Write a table, header first, in Markdown."""
-    header, *rows = table
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _rich(table: Sequence[Sequence[str]]) -> Table:
-    header, *rows = table
-    shown = Table(*header)
-    for row in rows:
-        shown.add_row(*row)
-    return shown
 
 
 @dataclass(frozen=True)
@@ -317,12 +312,12 @@ def main(arguments: Arguments) -> None:
     stated = "; ".join(f"{i}: {HEURISTICS[i].name}" for i in ids if i in HEURISTICS)
     console = Console()
     for table in (score_table(measured), expectation_table(measured)):
-        if len(table) == 1:
+        if not table.rows:
             continue
         if arguments.markdown:
-            print(markdown(table) + "\n")
+            print(table.markdown() + "\n")
         else:
-            console.print(_rich(table))
+            console.print(table.rich())
     print(f"Scores with 95 % bootstrap intervals over units. Heuristics: {stated or 'none'}.")
 
 

@@ -25,12 +25,12 @@ from typing import Any
 import tyro
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from agents.runs import write_json
 from agents.settings import at_least
 from benchmarks.contenders import MISSING
 from benchmarks.experiment import process_environment
+from benchmarks.tables import Table
 from llm_envs.datasets.splits import did_you_mean
 
 
@@ -302,21 +302,9 @@ def cells(lines: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def table(lines: Sequence[dict[str, Any]]) -> Table:
-    """Return the figures as a table for the terminal."""
-    shown = Table(title="Units a second over the rounds; ratios are taken round by round")
-    for column in COLUMNS:
-        shown.add_column(column, justify="left" if column in ("what", "who") else "right")
-    for number, row in enumerate(cells(lines)):
-        if row[0] and number:
-            shown.add_section()
-        shown.add_row(*row)
-    return shown
-
-
-def markdown(lines: Sequence[dict[str, Any]]) -> str:
-    """Return the figures as a Markdown table."""
-    rows = [COLUMNS, ("---", "---", "---:", "---:", "---:"), *cells(lines)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    """Return the figures as a table."""
+    title = "Units a second over the rounds; ratios are taken round by round"
+    return Table(title, COLUMNS, tuple(cells(lines)), numbers=3)
 
 
 def _digits(value: float) -> str:
@@ -350,9 +338,9 @@ def main(options: Options, console: Console) -> list[dict[str, Any]]:
                 options.json.parent.mkdir(parents=True, exist_ok=True)
                 write_json(options.json, {**machine(options), "lines": lines})
     if options.markdown:
-        print(markdown(lines))
+        print(table(lines).markdown())
     else:
-        console.print(table(lines))
+        console.print(table(lines).rich())
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Many runs: one counts once all of it is there, and those in the queue end with the sweep."""
+"""One run: what its command is, when it is finished, and that nobody trains beside another."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import json
 import math
 import shutil
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,20 @@ import pytest
 
 from agents import train
 from agents.baselines import Random
-from benchmarks import ablation, compare
-from benchmarks.experiment import Run, complete, finished, whole
+from agents.runs import locked
+from benchmarks import ablation
+from benchmarks.experiment import (
+    Run,
+    Status,
+    finished,
+    log_file,
+    make,
+    read_status,
+    refuse_another,
+    wait_until_free,
+)
+from benchmarks.suites.ablation import TUNED, run_of
+from fake_runs import write_run
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +46,9 @@ def trained(place: Path, *more: str) -> Path:
         for split in ("train", "validation", "test")
     ]
     (place / "data.jsonl").write_text("\n".join(rows))
-    run = Run("DialogueQA-v0", "random", 1, 16, {"episodes": 4})
-    env_kwargs = json.dumps({"dataset": str(place / "data.jsonl")})
-    argv = [*run.command(place / "run", "test")[3:], "--env-kwargs", env_kwargs, *more]
-    train.main([*argv, "--policy", "none", "--threads", "1"])
+    env_kwargs = {"dataset": str(place / "data.jsonl")}
+    run = Run("DialogueQA-v0", "random", 1, 16, {"episodes": 4}, env_kwargs=env_kwargs)
+    train.main([*run.command(place / "run")[3:], *more])
     return place / "run"
 
 
@@ -44,12 +57,12 @@ class Scripted(Run):
 
     script = "pass"
 
-    def command(self, folder: Path, report: str) -> list[str]:
+    def command(self, folder: Path, *, threads: int = 1, track: str = "jsonl") -> list[str]:
         return [sys.executable, "-c", self.script]
 
 
-def scripted(number: int, script: str) -> Run:
-    made = Scripted("env", "agent", number, 8)
+def scripted(number: int, script: str, **fields: Any) -> Run:
+    made = Scripted("DialogueQA-v0", "random", number, 16, **fields)
     object.__setattr__(made, "script", script)
     return made
 
@@ -58,7 +71,42 @@ def copying(source: Path, target: Path) -> str:
     return f"import shutil; shutil.copytree({str(source)!r}, {str(target)!r}, dirs_exist_ok=True)"
 
 
-def test_a_run_that_was_stopped_is_not_done(
+def test_names_tell_variants_apart() -> None:
+    plain = Run("DialogueQA-v0", "ppo", 3, 16)
+    assert plain.name == "DialogueQA-v0-ppo-seed3"
+    other = dataclasses.replace(plain, policy="models/Large", label="low")
+    assert other.variant == "ppo-Large-low"
+    assert other.name == "DialogueQA-v0-ppo-Large-low-seed3"
+
+
+def test_the_command_says_all_of_the_run(tmp_path: Path) -> None:
+    run = Run(
+        *("DialogueQA-v0", "ppo", 3, 16),
+        {"clip": 0.1, "normalise_advantages": False},
+        policy="models/large",
+        env_kwargs={"max_turns": 2},
+        report="validation",
+    )
+    words = run.command(tmp_path / "no", threads=2, track="wandb,jsonl")
+    for flag, value in {
+        "--env": "DialogueQA-v0",
+        "--agent": "ppo",
+        "--seed": "3",
+        "--steps": "16",
+        "--clip": "0.1",
+        "--policy": "models/large",
+        "--env-kwargs": '{"max_turns": 2}',
+        "--report": "validation",
+        "--threads": "2",
+        "--track": "wandb,jsonl",
+    }.items():
+        assert words[words.index(flag) + 1] == value
+    assert "--no-normalise-advantages" in words
+    (tmp_path / "config.json").touch()
+    assert run.command(tmp_path)[-2:] == ["--resume", str(tmp_path)]
+
+
+def test_a_run_that_was_stopped_is_not_finished(
     tmp_path: Path, ended: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, calls = Random.iterate, []
@@ -72,54 +120,89 @@ def test_a_run_that_was_stopped_is_not_done(
     with monkeypatch.context() as patch:
         patch.setattr(Random, "iterate", signalled)
         stopped = trained(tmp_path)  # and it ends as one does that came to its end
-    assert not whole(stopped)
-    assert whole(ended)
+    assert not finished(stopped)
+    assert finished(ended)
     without = tmp_path / "without"
     shutil.copytree(ended, without)
     (without / "result.json").unlink()
-    assert not whole(without)
-
-    sources = {1: ended, 2: stopped, 3: without}
-    out = tmp_path / "out"
-    runs = [
-        scripted(n, copying(source, out / f"env-agent-seed{n}")) for n, source in sources.items()
-    ]
-    folders = complete(runs, out, workers=3, report="test")
-    assert [finished(folder) for folder in folders] == [True, False, False]
-    assert [(folder / "done").exists() for folder in folders] == [True, False, False]
+    assert not finished(without)
 
 
-def test_an_exception_ends_the_queue(tmp_path: Path) -> None:
-    witness = tmp_path / "witness"
-    runs = [
-        dataclasses.replace(scripted(1, "pass"), label="no/such/folder"),  # its log cannot be
-        scripted(2, "import time; time.sleep(1)"),
-        scripted(3, f"open({str(witness)!r}, 'w')"),
-    ]
-    with pytest.raises(FileNotFoundError):
-        complete(runs, tmp_path / "out", workers=1, report="none")
-    assert not witness.exists()
+def test_what_became_of_a_run_is_told(tmp_path: Path, ended: Path) -> None:
+    env_kwargs = json.loads((ended / "config.json").read_text())["env_kwargs"]
+    whole = scripted(1, "", env_kwargs=env_kwargs)
+    object.__setattr__(whole, "script", copying(ended, tmp_path / whole.name))
+    told = make(whole, tmp_path, sweep="s")
+    assert (told.state, told.sweep, told.attempts) == ("done", "s", 1)
+    assert read_status(tmp_path, whole.name) == told
+    assert "shutil.copytree" in log_file(tmp_path, whole.name).read_text()
+    assert make(whole, tmp_path).attempts == 0, "what is finished was begun again"
+    assert make(scripted(2, "pass"), tmp_path).state == "stopped"  # it ended well, before its end
+    assert read_status(tmp_path, "no such run") == Status("waiting")
 
 
-def test_tables_leave_out_what_is_not_whole(tmp_path: Path) -> None:
-    a = compare.Arguments(out=tmp_path, envs=("DialogueQA-v0",), agents=("random",))
-    assert "not run" in compare.markdown(a)
-    for run in compare.runs_of("DialogueQA-v0", "random", a):
-        (tmp_path / run.name).mkdir()
-        (tmp_path / run.name / "done").touch()  # as older versions did after Ctrl-C
-        assert ablation.last_score(tmp_path / run.name) == -math.inf
-    assert "not run" in compare.markdown(a)
-    reading = ablation.READINGS[0]
+def test_a_run_that_fails_is_tried_again_and_keeps_what_it_said(tmp_path: Path) -> None:
+    run = scripted(1, "raise SystemExit('no luck')")
+    told = make(run, tmp_path, retries=2)
+    assert (told.state, told.attempts) == ("failed", 3)
+    assert log_file(tmp_path, run.name).read_text().count("\nno luck") == 3
+
+
+def test_nobody_begins_where_another_trains(tmp_path: Path, ended: Path) -> None:
+    """An orphan of a dead node goes on: its run is waited for, and not begun twice."""
+    env_kwargs = json.loads((ended / "config.json").read_text())["env_kwargs"]
+    run = scripted(1, "raise SystemExit('begun beside it')", env_kwargs=env_kwargs)
+    folder = tmp_path / run.name
+    folder.mkdir()
+    code = (
+        "import shutil, sys, time; from pathlib import Path; from agents.runs import locked\n"
+        f"with locked(Path({str(folder)!r})):\n"
+        "    print('locked', flush=True); time.sleep(2)\n"
+        f"    {copying(ended, folder).removeprefix('import shutil; ')}"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as orphan:
+        assert orphan.stdout is not None
+        orphan.stdout.readline()
+        with pytest.raises(ValueError, match="Another process"), locked(folder):
+            pass
+        told = make(run, tmp_path)
+    assert told.state == "done"
+    assert told.attempts == 0
+
+
+def test_waiting_for_a_folder_ends_at_once_where_nobody_is(tmp_path: Path) -> None:
+    began = time.monotonic()
+    wait_until_free(tmp_path / "none", every=60)
+    wait_until_free(tmp_path, every=60)
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"steps": 32}, "steps 16"),
+        ({"settings": {"clip": 0.1}}, "clip 0.2"),
+        ({"env_kwargs": {"max_turns": 1}}, "env_kwargs {}"),
+        ({"policy": "models/large"}, "policy 'tiny'"),
+        ({"report": "none"}, "report 'test'"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused(
+    tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    run = Run("DialogueQA-v0", "ppo", 1, 16, {"clip": 0.2})
+    folder = write_run(tmp_path, run)
+    refuse_another(run, folder)
+    with pytest.raises(ValueError, match="Choose another folder with --out") as caught:
+        refuse_another(dataclasses.replace(run, **change), folder)
+    assert named in str(caught.value)
+
+
+def test_the_ablation_leaves_out_what_is_not_whole(tmp_path: Path) -> None:
+    reading = next(iter(TUNED))
     for seed in (1, 2, 3):
-        name = ablation.run_of(reading, "DialogueQA-v0", reading.rates[0], seed).name
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "done").touch()
+        run = run_of(reading, "DialogueQA-v0", ablation.rates_of(reading)[0], seed)
+        write_run(tmp_path, run, validations=[(0, 0.2), (4, 0.3)], taken=4)
+        assert ablation.last_score(tmp_path / run.name) == -math.inf
     rows = ablation.table(ablation.Arguments(out=tmp_path, envs=("DialogueQA-v0",)))
     assert {row["missing"] for row in rows} == {3}
-
-
-def test_names_that_are_none_are_refused_before_any_run() -> None:
-    with pytest.raises(ValueError, match=r"'pppo'.* Did you mean 'ppo'"):
-        compare.Arguments(agents=("ppo", "pppo"))
-    with pytest.raises(ValueError, match=r"'DialogQA-v0'.* Did you mean 'DialogueQA-v0'"):
-        compare.Arguments(envs=("DialogQA-v0",))

@@ -19,9 +19,9 @@ from benchmarks.throughput import (
     Row,
     Side,
     main,
-    markdown,
     measure,
     summarise,
+    table,
 )
 
 SMALL = Contender("small", "gemm", {"size": 64})
@@ -79,7 +79,8 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert "ours" not in first
     assert second["ours"] == {"median": 4.0, "least": 2.0, "most": 9.0}
     assert "floor_share" not in second
-    shown = markdown([first, second, {"row": "title", "label": "third", "why": "not installed: x"}])
+    third = {"row": "title", "label": "third", "why": "not installed: x"}
+    shown = table([first, second, third]).markdown()
     assert shown.splitlines()[2:] == [
         "| title, unit | ours | 40 (10 to 90) |  | 50% |",
         "|  | theirs | 10 (5 to 10) | 4.00x (2.00 to 9.00) |  |",

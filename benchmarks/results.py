@@ -1,0 +1,200 @@
+"""What runs left behind, read from their folders: whole, cut, missing and damaged ones."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from agents import runs
+from agents.settings import SETTINGS
+from benchmarks.experiment import Run, finished, log_file, read_status, result
+from benchmarks.sweep import read_suite
+
+Floats = npt.NDArray[np.float64]
+State = Literal["done", "partial", "missing", "corrupt", "failed"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run came to.
+
+    Attributes:
+        run: The run.
+        folder: Where it lies.
+        state: ``done``; ``partial``, cut or still going; ``missing``, not begun; ``corrupt``, a
+            file of it cannot be read; ``failed``.
+        why: What is wrong with it.
+        config: Its ``config.json``.
+        metrics: Rows of its ``metrics.jsonl``.
+        result: Its ``result.json``; empty if it was not scored.
+        transcripts: Rows of its ``transcripts.jsonl``.
+    """
+
+    run: Run
+    folder: Path
+    state: State
+    why: str = ""
+    config: dict[str, Any] = field(default_factory=dict, repr=False)
+    metrics: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    result: dict[str, Any] = field(default_factory=dict, repr=False)
+    transcripts: list[dict[str, Any]] = field(default_factory=list, repr=False)
+
+    def column(self, name: str) -> tuple[Floats, Floats]:
+        """Return the environment steps at which a metric was logged, and its values."""
+        found = [(m["env_steps"], m[name]) for m in self.metrics if m.get(name) is not None]
+        steps, values = zip(*found, strict=True) if found else ((), ())
+        return np.array(steps, np.float64), np.array(values, np.float64)
+
+    @cached_property
+    def split(self) -> str:
+        """The split that the score is from."""
+        return str(self.result["after"]["split"]) if self.result else "validation"
+
+    @cached_property
+    def score(self) -> float | None:
+        """The score that is compared: of the chosen checkpoint on the split that is reported.
+
+        A run that reports none is compared by its last validation. ``None`` unless it is done.
+        """
+        if self.state != "done":
+            return None
+        if self.result:
+            return float(self.result["after"]["score"])
+        _, scores = self.column("eval/score")
+        return float(scores[-1]) if len(scores) else None
+
+    @cached_property
+    def initial(self) -> float | None:
+        """The same of the policy that the run began with."""
+        if self.result:
+            return float(self.result["before"]["score"])
+        steps, scores = self.column("eval/score")
+        return float(scores[0]) if len(steps) and steps[0] == 0 else None
+
+    @cached_property
+    def seconds(self) -> float:
+        """Seconds of training: rollouts and updates, without validation."""
+        steps, rates = self.column("perf/env_steps_per_second")
+        return float((np.diff(steps, prepend=0.0) / np.maximum(rates, 1e-9)).sum())
+
+    @cached_property
+    def tokens(self) -> float | None:
+        """Tokens read and written in training; ``None`` of an agent that counts none."""
+        steps, rates = self.column("perf/env_steps_per_second")
+        steps_too, tokens = self.column("perf/tokens_per_second")
+        if not len(tokens) or len(tokens) != len(rates) or (steps != steps_too).any():
+            return None
+        return float((np.diff(steps, prepend=0.0) / np.maximum(rates, 1e-9) * tokens).sum())
+
+    @cached_property
+    def cumulative_regret(self) -> tuple[Floats, Floats]:
+        """Environment steps, and the score lost to the best choices in training up to them."""
+        steps, regrets = self.column("rollout/regret")
+        return steps, np.cumsum(np.diff(steps, prepend=0.0) * regrets)
+
+
+def read(out: Path) -> list[Outcome]:
+    """Return what became of every run that a folder holds, or was to hold.
+
+    Args:
+        out: A folder of run folders, or one run folder.
+
+    Raises:
+        ValueError: There is no run in it, or the list of its sweep is damaged.
+    """
+    if (out / "config.json").exists():
+        return [_read(_run_of(out), out)]
+    suite = read_suite(out)
+    listed = {run.name: run for run in suite.runs} if suite else {}
+    others = sorted(path.parent for path in out.glob("*/config.json"))
+    found = [_read(run, out / name) for name, run in listed.items()]
+    found += [_read(_run_of(f), f) for f in others if f.name not in listed]
+    if not found:
+        raise ValueError(
+            f"{out} holds no run. Name the folder of a sweep, or of python -m agents.train."
+        )
+    return found
+
+
+def _run_of(folder: Path) -> Run:
+    """Return the run that a folder holds, by its configuration, and else by its name."""
+    try:
+        c = runs.read_config(folder)
+    except ValueError:
+        return Run(folder.name, "?", 0, 0)
+    plain = Run(c["env"], c["agent"], c["seed"], c["steps"], report=c["report"])
+    default = SETTINGS[c["agent"]].default_policy if c["agent"] in SETTINGS else ""
+    policy = "" if c["policy"] == default else c["policy"]
+    # What stands between agent and seed names the variant, as sweeps name their folders.
+    label = folder.name.removeprefix(f"{plain.env}-{plain.agent}").rpartition(f"-seed{plain.seed}")
+    named = label[0].strip("-") if folder.name.startswith(f"{plain.env}-{plain.agent}-") else ""
+    named = named.removeprefix(Path(policy).name).strip("-")
+    return replace(plain, label=named, policy=policy, env_kwargs=c["env_kwargs"])
+
+
+def _read(run: Run, folder: Path) -> Outcome:
+    if not (folder / "config.json").exists():
+        status = read_status(folder.parent, run.name)
+        if status.state == "failed":
+            return Outcome(run, folder, "failed", _last_line(folder.parent, run.name))
+        return Outcome(run, folder, "missing", "not begun")
+    held: dict[str, Any] = {}
+    try:
+        held["config"] = runs.read_config(folder)
+        held["metrics"] = _rows(folder / "metrics.jsonl")
+        if (folder / "result.json").exists():
+            held["result"] = result(folder)
+            for when in ("before", "after"):
+                float(held["result"][when]["score"])
+        held["transcripts"] = _rows(folder / "transcripts.jsonl")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        held.pop("result", None)
+        why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        return Outcome(run, folder, "corrupt", why, **held)
+    if finished(folder):
+        return Outcome(run, folder, "done", **held)
+    held.pop("result", None)
+    taken = held["metrics"][-1]["env_steps"] if held["metrics"] else 0
+    why = f"{taken:,} of {run.steps:,} steps" + ("" if taken < run.steps else ", not scored")
+    if read_status(folder.parent, run.name).state == "failed":
+        return Outcome(run, folder, "failed", _last_line(folder.parent, run.name), **held)
+    return Outcome(run, folder, "partial", why, **held)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Read a file of JSON lines; none if it is not there. A crash may have cut the last line.
+
+    Raises:
+        ValueError: Another line is damaged.
+    """
+    if not path.exists():
+        return []
+    found = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("no object")
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path.name}, line {number} is damaged ({error})") from error
+        found.append(row)
+    return found
+
+
+def _last_line(out: Path, name: str) -> str:
+    try:
+        lines = log_file(out, name).read_text(errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return lines[-1] if lines else "its log is not there"

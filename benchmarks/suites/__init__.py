@@ -1,0 +1,111 @@
+"""Suites: lists of runs that answer one question.
+
+A suite is a small file that makes a ``SUITE``; ``smoke``, ``core`` and ``ablation`` are here, and
+``python -m benchmarks.sweep --suite mine.py`` takes one of yours.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Final
+
+from agents.settings import settings_class
+from benchmarks.experiment import Run
+from llm_envs.datasets.splits import did_you_mean
+
+SHIPPED: Final = ("smoke", "core", "ablation")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A list of runs.
+
+    Attributes:
+        name: Its name.
+        about: The question that it answers.
+        runs: The runs, in the order in which they are begun.
+
+    Raises:
+        ValueError: There is no run, two have one name, or one names an agent that there is not.
+    """
+
+    name: str
+    about: str
+    runs: tuple[Run, ...]
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ValueError(f"The suite {self.name!r} has no runs.")
+        name, count = Counter(run.name for run in self.runs).most_common(1)[0]
+        if count > 1:
+            raise ValueError(
+                f"The suite {self.name!r} has {count} runs of the name {name!r}, and each needs a "
+                "folder of its own. Give variants different labels."
+            )
+        for run in self.runs:
+            settings_class(run.agent)
+
+
+def grid(
+    envs: Mapping[str, int],
+    agents: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    policies: Sequence[str] = ("",),
+    variants: Mapping[str, Mapping[str, Any]] | None = None,
+    **of_all: Any,
+) -> tuple[Run, ...]:
+    """Return every combination, seeds outermost: what is cut has fewer seeds, not fewer agents.
+
+    Args:
+        envs: Environment id -> environment steps.
+        agents: Names of agents.
+        seeds: Seeds.
+        policies: Language models; "" is the agent's default.
+        variants: Label -> settings; one variant without settings if left out.
+        **of_all: Further fields of every :class:`~benchmarks.experiment.Run`.
+    """
+    found = product(seeds, envs.items(), agents, policies, (variants or {"": {}}).items())
+    return tuple(
+        Run(env, agent, seed, steps, dict(settings), label, policy, **of_all)
+        for seed, (env, steps), agent, policy, (label, settings) in found
+    )
+
+
+def seed_by_seed(*grids: Sequence[Run]) -> tuple[Run, ...]:
+    """Return the runs of several grids, the first seed of all of them first."""
+    return tuple(sorted((run for runs in grids for run in runs), key=lambda run: run.seed))
+
+
+def load(name: str) -> Suite:
+    """Return a suite by its name, or by the file that makes it.
+
+    Raises:
+        ValueError: There is none, or the file makes none.
+    """
+    if name in SHIPPED:
+        found = importlib.import_module(f"benchmarks.suites.{name}")
+    elif not name.endswith(".py"):
+        raise ValueError(
+            f"There is no suite {name!r}.{did_you_mean(name, SHIPPED)} There are: "
+            f"{', '.join(SHIPPED)}; or name a file, such as mine.py."
+        )
+    else:
+        spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+        assert spec is not None
+        assert spec.loader is not None
+        found = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(found)
+        except FileNotFoundError as error:
+            raise ValueError(f"There is no file {name}, which --suite names.") from error
+    suite = getattr(found, "SUITE", None)
+    if not isinstance(suite, Suite):
+        raise ValueError(f"{name} makes no suite: it needs a line SUITE = Suite(…).")
+    return suite
