@@ -13,6 +13,7 @@ import gymnasium as gym
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from benchmarks import suites
 from llm_envs.core import registration
 
 ROOT = Path(__file__).parents[1]
@@ -60,6 +61,13 @@ def test_the_added_environment_is_one(tmp_path: Path, monkeypatch: pytest.Monkey
     envs = gym.make_vec("Sums-v0", num_envs=4)
     envs.reset(seed=0)
     assert envs.step(["x"] * 4)[1].tolist() == [-1.0] * 4
+
+
+def test_the_suite_is_one(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(block("SUITE = Suite("))
+    runs = suites.load(str(tmp_path / "mine.py")).runs
+    assert len(runs) == 2 * 2 * 5
+    assert {run.settings["clip"] for run in runs} == {0.1, 0.4}
 
 
 def test_paths_that_it_names_exist() -> None:

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
@@ -32,7 +32,8 @@ class Suite:
         runs: The runs, in the order in which they are begun.
 
     Raises:
-        ValueError: There is no run, two have one name, or one names an agent that there is not.
+        ValueError: There is no run, two have one name, or one has an agent or a setting that there
+            is not.
     """
 
     name: str
@@ -49,7 +50,14 @@ class Suite:
                 "folder of its own. Give variants different labels."
             )
         for run in self.runs:
-            settings_class(run.agent)
+            known = [f.name for f in fields(settings_class(run.agent))]
+            for setting in run.settings:
+                if setting not in known:
+                    raise ValueError(
+                        f"{run.name} is to have the setting {setting!r}, and {run.agent} has none "
+                        f"of that name.{did_you_mean(setting, known)} "
+                        f"It has: {', '.join(known)}."
+                    )
 
 
 def grid(

@@ -73,6 +73,8 @@ def test_suites_that_make_no_sense_are_refused(tmp_path: Path) -> None:
         Suite("s", "", (run, replace(run, steps=9)))
     with pytest.raises(ValueError, match=r"'pppo'.* Did you mean 'ppo'"):
         Suite("s", "", (replace(run, agent="pppo"),))
+    with pytest.raises(ValueError, match=r"'klip'.* Did you mean 'clip'"):
+        Suite("s", "", (replace(run, settings={"klip": 0.1}),))
     with pytest.raises(ValueError, match=r"'smok'.* Did you mean 'smoke'"):
         suites.load("smok")
     with pytest.raises(ValueError, match="There is no file"):
