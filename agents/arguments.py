@@ -7,9 +7,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal
+from typing import Annotated, Any, Generic, Literal
 
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
 from agents import launch, runs
 from agents.settings import ConfigT, PolicyConfig, Strategy, settings_class, stored_settings
@@ -31,6 +32,24 @@ PRESETS: dict[str, dict[str, Any]] = {
 AGENT_PRESETS: dict[str, dict[str, Any]] = {
     "supervised": {"prompts": 32, "group_size": 1},  # one answer is accepted: no need of several
 }
+
+
+def _joined(words: Sequence[str]) -> str:
+    """Return names that commas or spaces separate, separated by commas."""
+    return ",".join(" ".join(words).replace(",", " ").split())
+
+
+Names = Annotated[
+    str,
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NAME,…",
+        instance_from_str=_joined,
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [value],
+    ),
+]
+"""Names separated by commas; the command line takes several words as well."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +75,12 @@ class Arguments(Generic[ConfigT]):
     resume: Path | None = None
     """Go on with the run in this folder. It keeps its arguments; only --steps, --samples, --quiet
     and --device (on another one numbers are rounded differently) may be given anew."""
-    track: str = "wandb,jsonl"
-    """Where metrics go, separated by commas."""
+    track: Names = "wandb,jsonl"
+    """Where metrics go: wandb, jsonl, tensorboard, separated by commas or spaces. (Extra of
+    tensorboard: llm-envs[tensorboard].)"""
+    wandb_checkpoint: bool = False
+    """Make the chosen checkpoint an artifact of the W&B run; wandb sync uploads it with the
+    run."""
     report: Literal["test", "validation", "none"] = "test"
     """Split to score before and after training. Tune on validation; use test once, at the end."""
     device: str = "auto"

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
 from agents.base import Agent
-from agents.rollout import Player, Step, episode_seeds, play
+from agents.rollout import Player, Step, earned, episode_seeds, play
 from agents.settings import BaselineConfig, LinearBanditConfig
 
 Floats = npt.NDArray[np.float64]
@@ -103,12 +103,11 @@ class Baseline(Agent[BaselineConfigT]):
         trained = self.learn_from(steps)
         self.iteration += 1
         self.env_steps += len(steps)
-        scores = [step.info["score"] for step in steps if "score" in step.info]
-        return {
-            "rollout/reward": float(np.mean([step.reward for step in steps])),
-            "rollout/score": float(np.mean(scores)) if scores else 0.0,
-            **trained,
-        }
+        rewards = [step.reward for step in steps]
+        scores, best_scores = (
+            [step.info.get(name, np.nan) for step in steps] for name in ("score", "best_score")
+        )
+        return {**earned(rewards, scores, best_scores), **trained}
 
     def save_state(self, folder: Path) -> dict[str, Any]:
         """Nothing has to be remembered."""

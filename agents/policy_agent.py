@@ -27,7 +27,7 @@ from agents.policies.models import (
     frozen_copy,
     model_identity,
 )
-from agents.rollout import Player, Rollout, collect, episode_seeds, merge
+from agents.rollout import Player, Rollout, collect, earned, episode_seeds, merge
 from agents.sampling import SamplingConfig, compiled_step
 from agents.settings import PolicyConfig
 
@@ -200,10 +200,8 @@ class PolicyAgent(Agent[PolicyConfigT]):
         seconds = time.perf_counter() - began
         tokens = self.world.total(self.policy.read_tokens - read_before)
         tokens += sum(map(len, rollout.sequences))
-        scored = rollout.scores[~rollout.scores.isnan()]
         return {
-            "rollout/reward": float(rollout.rewards.mean()),
-            "rollout/score": float(scored.mean()) if len(scored) else 0.0,
+            **earned(rollout.rewards, rollout.scores, rollout.best_scores),
             "rollout/answer_tokens": rollout.tokens / len(rollout.rewards),
             "rollout/cut": rollout.cut_share,
             **trained,

@@ -91,7 +91,7 @@ def report(
     chosen_by = {"checkpoints/best": " (chosen by validation)"}
     for name in (
         "config.json metrics.jsonl result.json transcripts.jsonl curve.png checkpoints/best "
-        "checkpoints/last wandb"
+        "checkpoints/last wandb tensorboard"
     ).split():
         if (folder / name).exists():
             console.print(f"  {name}{chosen_by.get(name, '')}", highlight=False)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -74,6 +75,8 @@ class Rollout:
             would have gone on.
         old_log_probs: For each sequence the log-probabilities of its tokens when they were
             sampled; the sampler's own if left out.
+        best_scores: (D,) float32, the highest score that each answer could have had; NaN where it
+            is not known, and everywhere if left out.
     """
 
     sequences: list[Any]
@@ -87,8 +90,11 @@ class Rollout:
     cut_share: float
     left_in: dict[int, Any] = field(default_factory=dict)
     old_log_probs: list[Tensor] = field(default_factory=list)
+    best_scores: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def __post_init__(self) -> None:
+        if not len(self.best_scores):
+            self.best_scores = torch.full_like(self.scores, torch.nan)
         if not self.old_log_probs:
             self.old_log_probs = [
                 torch.tensor([p for p, t in zip(s.log_probs, s.turns, strict=True) if t >= 0])
@@ -149,7 +155,32 @@ def merge(rollouts: Sequence[Rollout]) -> Rollout:
             for number, state in r.left_in.items()
         },
         old_log_probs=[p for r in rollouts for p in r.old_log_probs],
+        best_scores=torch.cat([r.best_scores for r in rollouts]),
     )
+
+
+def earned(
+    rewards: npt.ArrayLike, scores: npt.ArrayLike, best_scores: npt.ArrayLike
+) -> dict[str, float]:
+    """Return what a rollout earned, as ``rollout/…`` metrics.
+
+    Args:
+        rewards: (D,) what each answer earned.
+        scores: (D,) their scores; NaN where a step was not scored.
+        best_scores: (D,) the highest scores that they could have had; NaN where that is unknown.
+
+    Returns:
+        The mean reward, the mean score (0 if nothing was scored) and, if a best score is known,
+        the mean regret.
+    """
+    score = np.asarray(scores, np.float64)
+    regret = np.asarray(best_scores, np.float64) - score
+    scored, known = score[~np.isnan(score)], regret[~np.isnan(regret)]
+    metrics = {
+        "rollout/reward": float(np.mean(np.asarray(rewards, np.float64))),
+        "rollout/score": float(scored.mean()) if len(scored) else 0.0,
+    }
+    return metrics | ({"rollout/regret": float(known.mean())} if len(known) else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +324,7 @@ def collect(player: Any, envs: Any, *, seeds: Sequence[int], look: bool = False)
         episodes=envs.num_envs,
         cut_share=player.cut / max(1, player.answers),
         left_in={s.row: s.left_in for s in steps if s.left_in is not None},
+        best_scores=torch.tensor([float(s.info.get("best_score", np.nan)) for s in steps]),
     )
 
 

@@ -35,7 +35,7 @@ from agents.baselines import ScriptedPlayer
 from agents.policies.causal_lm import CausalLMPolicy
 from agents.policies.int8 import is_int8
 from agents.policies.models import model_identity
-from agents.rollout import Player
+from agents.rollout import Player, earned
 from agents.sampling import SamplingConfig
 from agents.settings import OnPolicyConfig, SB3A2CConfig, SB3Config, SB3DQNConfig, SB3PPOConfig
 from llm_envs.wrappers import NumericView, TokenView
@@ -233,6 +233,7 @@ class SB3Agent(Agent[SB3ConfigT]):
         learn: Any = model.learn  # its base class does not know that log_interval may be None
         rewards: list[float] = []
         scores: list[float] = []
+        best_scores: list[float] = []
 
         def look(held: dict[str, Any], _: dict[str, Any]) -> bool:
             known = len(rewards)
@@ -240,7 +241,8 @@ class SB3Agent(Agent[SB3ConfigT]):
                 if "feedback" not in info:  # a token within an answer
                     continue
                 rewards.append(float(reward))
-                scores.extend([info["score"]] if "score" in info else [])
+                scores.append(info.get("score", np.nan))
+                best_scores.append(info.get("best_score", np.nan))
             self.check_rewards(rewards[known:], first=known)
             return True
 
@@ -262,8 +264,7 @@ class SB3Agent(Agent[SB3ConfigT]):
         self.env_steps += len(rewards)
         seconds = time.perf_counter() - began
         metrics = {
-            "rollout/reward": float(np.mean(rewards)),
-            "rollout/score": float(np.mean(scores)) if scores else 0.0,
+            **earned(rewards, scores, best_scores),
             **_metrics(model.logger.name_to_value),
             "perf/env_steps_per_second": len(rewards) / seconds,
         }

@@ -1,9 +1,9 @@
-"""Where a run's numbers go: ``metrics.jsonl``, Weights & Biases, a progress bar.
+"""Where a run's numbers go: ``metrics.jsonl``, Weights & Biases, TensorBoard, a progress bar.
 
 Everything is logged against environment steps, under one fixed set of names (`METRICS`), so that
 runs of different agents on different environments lie in one plot. A resumed run goes on in the
 same file and under the same W&B id, without a row twice or missing. Trouble in W&B (no network,
-a full disk, a broken installation) costs one warning and never the training.
+a full disk, a broken installation) or in TensorBoard costs one warning and never the training.
 """
 
 from __future__ import annotations
@@ -29,14 +29,17 @@ from urllib.parse import urlsplit
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from agents.runs import append
+from agents.tracking_tensorboard import TensorBoardLog
 from llm_envs.datasets.splits import did_you_mean
 
-BACKENDS: Final = ("wandb", "jsonl")
+BACKENDS: Final = ("wandb", "jsonl", "tensorboard")
 """What a `Tracker` can write to."""
 
 METRICS: Final[Mapping[str, str]] = {
     "rollout/reward": "mean reward of a step, in the environment's reward range",
     "rollout/score": "mean score of a scored step, in [0, 1]",
+    "rollout/regret": "mean of best_score - score of a step, where the best is known; 0 is best",
     "rollout/answer_tokens": "mean length of an answer in tokens",
     "rollout/cut": "share of answers that the length limit cut off, in [0, 1]",
     "eval/score": "mean over validation episodes of an episode's score, in [0, 1]",
@@ -76,6 +79,7 @@ _WANDB_SETTINGS: Final[Mapping[str, Any]] = {
 _TRANSCRIPT_COLUMNS: Final = (
     "example_id", "split", "when", "turn", "question", "answer", "references", "score",
 )  # fmt: skip
+_LONGEST_TAG: Final = 64  # W&B takes no longer one
 
 # Legal inside JSON, but they end a line for `str.splitlines` or steer a terminal.
 _ESCAPED: Final = {c: f"\\u{c:04x}" for c in (*range(0x7F, 0xA0), 0x2028, 0x2029)}
@@ -85,8 +89,8 @@ class Tracker:
     r"""Writes metrics, transcripts and results of one run; a context manager.
 
     Args:
-        folder: The run folder, which exists. ``metrics.jsonl``, ``transcripts.jsonl`` and
-            ``wandb/`` are written in it.
+        folder: The run folder, which exists. ``metrics.jsonl``, ``transcripts.jsonl``, ``wandb/``
+            and ``tensorboard/`` are written in it.
         backends: Any of `BACKENDS`.
         config: The whole configuration, as JSON.
         env_id: Environment id: the W&B group.
@@ -94,13 +98,14 @@ class Tracker:
         name: Name of the run.
         state: What `state` returned when the checkpoint was written from which the run is
             resumed. Without it the run is a new one, and an old ``metrics.jsonl`` is overwritten.
-        tags: W&B tags.
+        tags: W&B tags, besides those of ``WANDB_TAGS``.
         progress: Whether to show progress: a live bar on a terminal, else a line now and then.
         total_steps: Environment steps at which the run is complete; ``None`` if unknown.
         console: Where progress is shown; standard output if left out.
 
     Raises:
         ValueError: A backend is unknown.
+        ImportError: TensorBoard is asked for and is not installed.
 
     W&B uploads while the run goes on if an account is configured (``wandb login``), else it
     writes an offline run; ``WANDB_MODE`` and ``WANDB_PROJECT`` are obeyed.
@@ -119,7 +124,7 @@ class Tracker:
         self,
         folder: str | Path,
         *,
-        backends: Sequence[str] = BACKENDS,
+        backends: Sequence[str] = ("wandb", "jsonl"),
         config: Mapping[str, Any],
         env_id: str,
         agent: str,
@@ -155,10 +160,13 @@ class Tracker:
                 job_type=agent,
                 name=name,
                 config=_plain(config),
-                tags=list(tags),
+                tags=_wandb_tags(tags),
             )
             if "wandb" in backends
             else None
+        )
+        self._tensorboard = (
+            TensorBoardLog(self.folder / "tensorboard") if "tensorboard" in backends else None
         )
         self._progress = _Progress(name, total_steps, console or Console()) if progress else None
 
@@ -169,6 +177,9 @@ class Tracker:
             )
         if self._wandb is not None:
             self._wandb.start()
+        if self._tensorboard is not None:
+            # Training logs nothing more at the step of a checkpoint once it is written.
+            self._tensorboard.start(first_step=self._env_steps + 1 if self._rows else 0)
         return self
 
     def __exit__(
@@ -185,6 +196,8 @@ class Tracker:
                     "transcripts", self._transcripts, self._env_steps, step=2 * self._rows - 1
                 )
             self._wandb.finish(failed=kind is not None)
+        if self._tensorboard is not None:
+            self._tensorboard.finish()
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -194,7 +207,7 @@ class Tracker:
 
         Args:
             metrics: Names of `METRICS`, or ``eval/<part>``, and their values. A value that is not
-                finite is ``null`` in ``metrics.jsonl`` and stays itself in W&B.
+                finite is ``null`` in ``metrics.jsonl`` and stays itself in W&B and TensorBoard.
             env_steps: Environment steps taken so far, never fewer than before.
 
         Raises:
@@ -221,6 +234,8 @@ class Tracker:
             _write_line(self._file, row, self.folder / "metrics.jsonl")
         if self._wandb is not None:
             self._wandb.log(row, step=2 * self._rows)
+        if self._tensorboard is not None:
+            self._tensorboard.log({name: row[name] for name in metrics}, step=int(env_steps))
         self._rows += 1
         self._env_steps = int(env_steps)
         if self._progress is not None:
@@ -247,6 +262,16 @@ class Tracker:
         """Put the run's result into the W&B summary."""
         if self._wandb is not None:
             self._wandb.summarize(_plain(result))
+
+    def checkpoint(self, folder: Path) -> None:
+        """Make a checkpoint an artifact of the W&B run, of type ``model``.
+
+        Args:
+            folder: The checkpoint. The W&B run keeps its files as they are now: an offline run is
+                uploaded later, when the checkpoint may have been replaced.
+        """
+        if self._wandb is not None:
+            self._wandb.log_checkpoint(folder)
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs, as JSON, to be kept in the checkpoint.
@@ -289,13 +314,9 @@ def _write_line(file: io.FileIO, row: Mapping[str, Any], path: Path) -> None:
         OSError: It cannot be written; then nothing of it is left in the file.
     """
     line = json.dumps(_plain(row), ensure_ascii=False, allow_nan=False).translate(_ESCAPED)
-    data, begin = line.encode() + b"\n", file.seek(0, os.SEEK_END)
     try:
-        while data:
-            data = data[file.write(data) :]
+        append(file, line.encode() + b"\n")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            file.truncate(begin)
         raise OSError(
             error.errno,
             f"{path} cannot be written ({error.strerror}). The last checkpoint is good: make room "
@@ -402,6 +423,23 @@ class _WandbRun:
         if self._run is not None and not self._broken:
             self._guarded("lost the transcripts", log)
 
+    def log_checkpoint(self, folder: Path) -> None:
+        def log() -> None:
+            import wandb
+
+            if self._run.disabled:
+                return
+            kept = Path(self._run.dir).resolve().parent / "checkpoint"
+            shutil.copytree(folder, kept, copy_function=_link)
+            artifact = wandb.Artifact(f"checkpoint-{self._id}", type="model")
+            with _silence():
+                # Not copied once more to where W&B keeps files of all runs, outside of this one.
+                artifact.add_dir(str(kept), policy="immutable", skip_cache=True)
+                self._run.log_artifact(artifact)
+
+        if self._run is not None and not self._broken:
+            self._guarded("lost the checkpoint", log)
+
     def summarize(self, result: Mapping[str, Any]) -> None:
         if self._run is not None and not self._broken:
             self._guarded("lost the summary", lambda: self._run.summary.update(dict(result)))
@@ -441,7 +479,7 @@ class _WandbRun:
     def _init(self, mode: str) -> None:
         import wandb
 
-        if mode == "online" and not _has_account(wandb.setup().settings):
+        if mode == "online" and not has_account():
             raise ValueError("WANDB_MODE is 'online' and no API key is known; run `wandb login`")
         known = wandb.Settings.model_fields
         settings = {
@@ -460,6 +498,7 @@ class _WandbRun:
         )
         run.define_metric("env_steps")
         run.define_metric("*", step_metric="env_steps")
+        run.define_metric("eval/score", step_metric="env_steps", summary="max")
         self._run = run
         self._url = run.url
         self._to_sync = Path(run.dir).parent if run.offline and not run.disabled else None
@@ -491,6 +530,21 @@ class _WandbRun:
         )
 
 
+def _wandb_tags(ours: Sequence[str]) -> list[str]:
+    """Return our tags and those of ``WANDB_TAGS``, which W&B would leave out beside ours."""
+    both = (*ours, *os.environ.get("WANDB_TAGS", "").split(","))
+    tags = (str(_plain(tag)).strip()[:_LONGEST_TAG] for tag in both)
+    return [tag for tag in dict.fromkeys(tags) if tag]
+
+
+def _link(source: str, target: str) -> None:
+    """Link a file, which takes no room, else copy it. Files of checkpoints are never changed."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """Swallow what W&B prints, and with it any question: it asks on terminals only."""
@@ -505,13 +559,16 @@ def _wandb_mode() -> str:
     settings = wandb.setup().settings
     mode = os.environ.get("WANDB_MODE") or str(settings.mode)
     asked = "WANDB_MODE" in os.environ
-    if mode == "dryrun" or (mode == "online" and not asked and not _has_account(settings)):
+    if mode == "dryrun" or (mode == "online" and not asked and not has_account()):
         return "offline"
     return mode
 
 
-def _has_account(settings: Any) -> bool:
+def has_account() -> bool:
     """Whether W&B finds credentials without asking."""
+    import wandb
+
+    settings = wandb.setup().settings
     named = (settings.api_key, getattr(settings, "identity_token_file", None))
     if any(named) or os.environ.get("WANDB_API_KEY"):
         return True

@@ -91,6 +91,8 @@ def _fresh(a: Arguments[Any], console: Console, held: contextlib.ExitStack, worl
     config = _as_config(a) | {"version": llm_envs.__version__, "processes": world.size}
     _refuse_scoring_what_is_trained_on(config)
     name = f"{config['env']}-{a.agent}-seed{a.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if of_sweep := os.environ.get("WANDB_RUN_ID"):  # its agents begin runs in the same second
+        name += f"-{of_sweep}"
     folder = world.of_main(a.out or Path("runs") / name)
     tracker = _tracker(a, folder, config, console, world, state=None)
     if not world.is_main:
@@ -187,6 +189,11 @@ def _tracker(
     state: dict[str, Any] | None,
 ) -> Tracker:
     backends = tuple(backend.strip() for backend in a.track.split(","))
+    if a.wandb_checkpoint and "wandb" not in backends:
+        raise ValueError(
+            f"--wandb-checkpoint uploads to W&B, and --track is {a.track}. Give --track "
+            f"wandb,{a.track}, or leave --wandb-checkpoint out."
+        )
     return Tracker(
         folder,
         backends=backends if world.is_main else (),
@@ -195,10 +202,17 @@ def _tracker(
         agent=a.agent,
         name=f"{a.agent}-{config['env']}-seed{a.seed}",
         state=state,
+        tags=_tags(config),
         progress=world.is_main and not a.quiet,
         total_steps=a.steps,
         console=console,
     )
+
+
+def _tags(config: dict[str, Any]) -> list[str]:
+    """Return the W&B tags of a run: what is trained, how and by which version."""
+    policy = Path(config["policy"]).name  # without the folders of this machine
+    return [config["env"], config["agent"], policy, f"llm-envs {llm_envs.__version__}"]
 
 
 def _as_config(a: Arguments[Any]) -> dict[str, Any]:
@@ -310,6 +324,8 @@ def train(run: Run, console: Console, *, samples: int = 3) -> None:
                         console=console,
                         samples=samples,
                     )
+                if config["wandb_checkpoint"] and not agent.stop_requested:
+                    tracker.checkpoint(_chosen(folder))
         except KeyboardInterrupt:
             agent.stop_requested = True
             console.print(f"Stopped before the {config['report']} split was scored.")
@@ -319,6 +335,12 @@ def train(run: Run, console: Console, *, samples: int = 3) -> None:
     ):
         if text:  # a command has to stay on one line to be copied
             console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _chosen(folder: Path) -> Path:
+    """Return the checkpoint that validation chose; the last one if there was no validation."""
+    best, last = (folder / "checkpoints" / name for name in ("best", "last"))
+    return checkpoint_folder(best if has_checkpoint(best) else last)
 
 
 @contextlib.contextmanager

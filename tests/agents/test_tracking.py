@@ -273,13 +273,15 @@ def test_an_offline_run_holds_what_metrics_jsonl_holds(
     assert nested(run.config.update) == CONFIG | {"_wandb": {}}
 
     metrics = of_kind(records, "metric")
-    assert [(m.name or m.glob_name, m.step_metric) for m in metrics[:2]] == [
-        ("env_steps", ""),
-        ("*", "env_steps"),
+    assert [(m.name or m.glob_name, m.step_metric, m.summary.max) for m in metrics[:3]] == [
+        ("env_steps", "", False),
+        ("*", "env_steps", False),
+        ("eval/score", "env_steps", True),
     ]
     summary = nested(u for s in of_kind(records, "summary") for u in s.update)
     assert summary["before"] == result["before"]
     assert summary["bad"] is None
+    assert summary["eval/score"] == {"max": max(r["eval/score"] for r in rows if "eval/score" in r)}
 
     [table] = file.parent.glob("files/media/table/*.table.json")
     found = strict(table.read_text("utf-8"))
@@ -335,6 +337,54 @@ def test_resumed_runs_together_hold_what_metrics_jsonl_holds(
         timeout=60,
     )
     assert all(f.parent.name in told.stdout + told.stderr for f in files)
+
+
+def test_tags_of_the_user_stand_beside_ours(
+    tmp_path: Path, read_wandb: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_TAGS", "night, tiny,paper")
+    with tracker(tmp_path, backends=("wandb",), tags=["tiny", "x" * 100, ""]) as t:
+        t.log({}, env_steps=0)
+    [file] = wandb_runs(tmp_path)
+    [run, *_] = of_kind(read_wandb(file), "run")
+    assert list(run.tags) == ["tiny", "x" * 64, "night", "paper"]
+
+
+def test_a_checkpoint_is_an_artifact_that_sync_finds_as_it_was(
+    tmp_path: Path, read_wandb: Read, capfd: pytest.CaptureFixture[str]
+) -> None:
+    saved = tmp_path / "checkpoints" / "best"
+    (saved / "policy").mkdir(parents=True)
+    contents = {"state.json": b"{}", "policy/model.safetensors": b"\0" * 1000}
+    for name, data in contents.items():
+        (saved / name).write_bytes(data)
+    with tracker(tmp_path, backends=("wandb",)) as t:
+        log_all(t, some_rows(3, seed=12))
+        t.checkpoint(saved)
+    assert capfd.readouterr() == ("", "")
+    for name in contents:  # a new checkpoint takes its place before anybody syncs
+        (saved / name).unlink()
+        (saved / name).write_bytes(b"another")
+    [file] = wandb_runs(tmp_path)
+    [artifact] = of_kind(read_wandb(file), "artifact")
+    assert (artifact.type, artifact.name) == ("model", f"checkpoint-{t.state()['wandb_id']}")
+    assert artifact.finalize
+    held = {entry.path: Path(entry.local_path) for entry in artifact.manifest.contents}
+    assert {name: path.read_bytes() for name, path in held.items()} == contents
+    assert all(path.is_relative_to(file.parent.resolve()) for path in held.values())
+    assert list(Path(os.environ["WANDB_DATA_DIR"]).rglob("*model*")) == []  # no second copy
+
+
+def test_a_checkpoint_that_is_not_there_costs_one_warning(tmp_path: Path) -> None:
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with tracker(tmp_path, backends=("wandb", "jsonl")) as t:
+            t.log({}, env_steps=0)
+            t.checkpoint(tmp_path / "nowhere")
+    [warning] = warned
+    assert "Weights & Biases lost the checkpoint (FileNotFoundError" in str(warning.message)
+    with tracker(tmp_path) as t:  # without W&B there is nothing to do
+        t.checkpoint(tmp_path / "nowhere")
 
 
 def test_two_runs_at_once_are_two_runs(tmp_path: Path, read_wandb: Read) -> None:
@@ -478,6 +528,8 @@ def test_disabled_means_disabled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         log_all(t, some_rows(3, seed=11))
         t.transcripts(TRANSCRIPTS)
         t.summary({"score": 1.0})
+        with warnings.catch_warnings(action="error"):
+            t.checkpoint(tmp_path / "nowhere")  # nothing is copied
     assert wandb_runs(tmp_path) == []
     assert t.sync_hint() == ""
 

@@ -23,7 +23,7 @@ from agents.base import Agent
 from agents.registry import AGENTS
 from agents.reinforce import Reinforce
 from agents.settings import AgentConfig, ReinforceConfig
-from runs import assert_same, checkpoint, history, outcome, rows_in
+from runs import assert_same, checkpoint, history, of_kind, outcome, rows_in
 
 TESTS = Path(__file__).parent
 
@@ -199,6 +199,60 @@ def test_track_decides_what_is_written(
     train.main([*SMALL, *dialogues, "--steps=8", "--track=wandb", "--out", str(out)])
     written = {p.name for p in out.iterdir()} - {"wandb"}
     assert written == {"config.json", "result.json", "checkpoints"}
+
+
+def test_a_run_in_tensorboard_and_with_its_checkpoint_in_wandb(
+    tmp_path: Path, dialogues: list[str], whole: Path, read_wandb: Callable[[Path], list[Any]]
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = tmp_path / "run"
+    ended = command(
+        *SMALL, *dialogues, "--track", "wandb", "tensorboard,jsonl", "--wandb-checkpoint",
+        "--out", str(out), env={**os.environ, "WANDB_TAGS": "mine"},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    assert json.loads((out / "config.json").read_text())["track"] == "wandb,tensorboard,jsonl"
+    assert "  tensorboard\n" in ended.stdout  # among what was written
+    assert_same(outcome(out), outcome(whole))
+
+    rows = rows_in(out)
+    read = EventAccumulator(str(out / "tensorboard")).Reload()
+    assert set(read.Tags()["scalars"]) == {name for row in rows for name in row} - {"env_steps"}
+    for name in read.Tags()["scalars"]:
+        logged = [(row["env_steps"], row[name]) for row in rows if name in row]
+        assert [(e.step, pytest.approx(e.value)) for e in read.Scalars(name)] == logged
+
+    [file] = (out / "wandb").glob("offline-run-*/*.wandb")
+    records = read_wandb(file)
+    [run, *_] = of_kind(records, "run")
+    assert list(run.tags) == ["DialogueQA-v0", "reinforce", "tiny", "llm-envs 0.1.0", "mine"]
+    [artifact] = [a for a in of_kind(records, "artifact") if a.type == "model"]
+    held = {entry.path: Path(entry.local_path).read_bytes() for entry in artifact.manifest.contents}
+    best = out / "checkpoints" / "best"
+    assert held == {
+        str(path.relative_to(best)): path.read_bytes() for path in best.rglob("*") if path.is_file()
+    }
+
+
+def test_a_run_of_a_sweep_has_the_id_that_the_sweep_gave_it(
+    tmp_path: Path, dialogues: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_RUN_ID", "sweep1d")
+    train.main([*SMALL, *dialogues, "--steps=8", "--track=jsonl", "--report=none"])
+    [folder] = (tmp_path / "runs").iterdir()
+    assert folder.name.endswith("-sweep1d")
+    assert json.loads((folder / "config.json").read_text())["wandb_id"] == "sweep1d"
+
+
+@pytest.mark.parametrize(
+    "given", ["wandb,jsonl", "wandb jsonl", "wandb, jsonl", "'wandb jsonl'", "wandb , jsonl,"]
+)
+def test_track_takes_commas_and_spaces(given: str) -> None:
+    words = shlex.split(f"--seed=1 --track {given} --agent ppo")
+    assert arguments.parse(words).track == "wandb,jsonl"
 
 
 def test_without_validation_the_last_checkpoint_is_reported(
@@ -438,6 +492,7 @@ def test_a_run_that_ended_goes_on_further(
         ("--device cuda:99", ["--device cuda:99", "auto"]),
         ("--track jsnl", ["'jsnl'", "jsonl"]),
         ("--track ''", ["''", "wandb, jsonl"]),
+        ("--track jsonl --wandb-checkpoint", ["--track is jsonl", "--track wandb,jsonl"]),
         ("--report train", ["--report", "train", "validation"]),
         ("--resume no/such/run", ["no/such/run is not a run", "config.json"]),
     ],
