@@ -12,6 +12,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -126,6 +127,7 @@ def make(
     threads: int = 1,
     track: str = "jsonl",
     retries: int = 0,
+    stop: threading.Event | None = None,
 ) -> Status:
     """Make a run in a process of its own, or go on with it; one that is finished is left alone.
 
@@ -139,9 +141,10 @@ def make(
         threads: Its intra-op threads.
         track: Where its metrics go.
         retries: Times that it is tried again if it fails.
+        stop: Once it is set, the run saves and stops.
 
     Returns:
-        ``done``, ``failed``, or ``stopped`` by Ctrl-C.
+        ``done``, ``failed``, or ``stopped``.
 
     Raises:
         ValueError: The folder holds another run.
@@ -162,7 +165,8 @@ def make(
             return tell(Status("done", sweep, status.attempts, status.seconds))
         began = time.monotonic()
         status = tell(Status("running", sweep, attempt))
-        stopped = _train(run.command(folder, threads=threads, track=track), log, threads) == 0
+        command = run.command(folder, threads=threads, track=track)
+        stopped = _train(command, log, threads, stop or threading.Event()) == 0
         ended: State = "done" if finished(folder) else "stopped" if stopped else "failed"
         status = tell(Status(ended, sweep, attempt, time.monotonic() - began))
         if ended != "failed":
@@ -170,23 +174,31 @@ def make(
     return status
 
 
-def _train(command: list[str], log: Path, threads: int) -> int:
+def _train(command: list[str], log: Path, threads: int, stop: threading.Event) -> int:
     """Run a command whose output goes to the end of a log; return its exit status."""
     with log.open("a") as file:
         print(f"$ {shlex.join(command)}", file=file, flush=True)
+        # In a session of its own it is told to stop once, by us: a second signal, such as that of
+        # a terminal, would end it before it has saved.
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
             env=process_environment(threads),
         )  # fmt: skip
-        while True:
-            try:
-                return process.wait(timeout=1)  # so that Ray can interrupt it
-            except subprocess.TimeoutExpired:
-                continue
-            except BaseException:
-                process.send_signal(signal.SIGINT)  # it saves, and stops
-                process.wait()
-                raise
+        told = False
+        try:
+            while True:
+                if stop.is_set() and not told:
+                    process.send_signal(signal.SIGINT)
+                    told = True
+                try:
+                    return process.wait(timeout=0.5)
+                except subprocess.TimeoutExpired:
+                    continue
+        except BaseException:  # Ray interrupts a task that is cancelled
+            if not told:
+                process.send_signal(signal.SIGINT)
+            process.wait()
+            raise
 
 
 def wait_until_free(folder: Path, *, every: float = 1.0) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import tyro
 from rich.console import Console
@@ -118,7 +119,7 @@ def references(grid: Grid) -> dict[str, Reference]:
             players = measure(
                 first.run.env, split, players=("random", "oracle"), env_kwargs=first.run.env_kwargs
             )
-        except (ValueError, TypeError, OSError, ImportError):
+        except (ValueError, TypeError, OSError, ImportError, gym.error.Error):
             continue  # an environment of the user's own, or a data set that is not here
         found[name] = Reference(players["random"].score, players["oracle"].score)
     return found
@@ -130,7 +131,7 @@ def references(grid: Grid) -> dict[str, Reference]:
 def leaderboard(grid: Grid, variants: Sequence[str], known: dict[str, Reference]) -> Section:
     """Scores by environment and variant."""
     charts, rows = [], []
-    for name, found in grid.items():
+    for place, (name, found) in enumerate(grid.items()):
         runs = [o for group in found.values() for o in group]
         initial = [
             o.initial for o in runs if o.initial is not None and o.config["policy"] != "none"
@@ -147,7 +148,7 @@ def leaderboard(grid: Grid, variants: Sequence[str], known: dict[str, Reference]
         split = runs[0].split
         charts.append(
             Chart(
-                f"scores-{slug(name)}", name, f"score, {split} split", "", "dots",
+                chart_id("scores", place, name), name, f"score, {split} split", "", "dots",
                 tuple(series), tuple(marks.items()),
             )
         )  # fmt: skip
@@ -155,9 +156,13 @@ def leaderboard(grid: Grid, variants: Sequence[str], known: dict[str, Reference]
         cells = [cell(scores(found.get(variant, [])).tolist()) for found in grid.values()]
         rows.append((variant, *cells))
     table = Table("Mean, [95 % t interval over seeds], (each seed)", ("agent", *grid), tuple(rows))
+    text = "Greedy score of the checkpoint that validation chose. Faint: single runs."
+    runs = [o for found in grid.values() for group in found.values() for o in group]
+    if not all(o.result for o in runs):
+        text += " Runs that report no split count by their last validation."
     return Section(
         "Scores",
-        ("Greedy score of the checkpoint that validation chose. Faint: single runs.",),
+        (text,),
         tuple(charts),
         (table,),
     )
@@ -166,17 +171,14 @@ def leaderboard(grid: Grid, variants: Sequence[str], known: dict[str, Reference]
 def learning(grid: Grid) -> Section:
     """Validation scores over environment steps."""
     charts = []
-    for name, found in grid.items():
+    for place, (name, found) in enumerate(grid.items()):
         series = [
             s for variant, group in found.items() if (s := curve(variant, group, "eval/score"))
         ]
         if series:
-            charts.append(
-                Chart(
-                    f"curves-{slug(name)}", name, "environment steps", "validation score", "lines",
-                    tuple(series),
-                )
-            )  # fmt: skip
+            name_of = chart_id("curves", place, name)
+            labels = (name, "environment steps", "validation score")
+            charts.append(Chart(name_of, *labels, "lines", tuple(series)))
     text = "Mean over seeds; bands: 95 % t intervals over seeds, where there are two or more."
     return Section("Learning curves", (text,), tuple(charts))
 
@@ -210,8 +212,8 @@ def banded(variant: str, columns: Sequence[tuple[Floats, Floats]]) -> Series:
 def together(grid: Grid, known: dict[str, Reference], variants: Sequence[str]) -> Section | None:
     """Aggregates over environments, of the variants that have runs on all of them."""
     arenas = [name for name in grid if name in known]
-    everywhere = [v for v in variants if arenas and all(v in grid[name] for name in arenas)]
-    if len(arenas) < 2 or not everywhere:
+    everywhere = [v for v in variants if all(v in grid[name] for name in arenas)]
+    if len(arenas) < 2 or len(everywhere) < 2:
         return None
     strata = {
         v: {
@@ -277,19 +279,16 @@ def together(grid: Grid, known: dict[str, Reference], variants: Sequence[str]) -
 def regret(grid: Grid) -> Section | None:
     """Cumulative regret in training, where the best choice is known."""
     charts = []
-    for name, found in grid.items():
+    for place, (name, found) in enumerate(grid.items()):
         series = []
         for variant, group in found.items():
             columns = [c for o in group if len((c := o.cumulative_regret)[0])]
             if columns:
                 series.append(banded(variant, columns))
         if series:
-            charts.append(
-                Chart(
-                    f"regret-{slug(name)}", name, "environment steps", "cumulative regret", "lines",
-                    tuple(series),
-                )
-            )  # fmt: skip
+            name_of = chart_id("regret", place, name)
+            labels = (name, "environment steps", "cumulative regret")
+            charts.append(Chart(name_of, *labels, "lines", tuple(series)))
     if not charts:
         return None
     text = "Score lost to the best possible choices while training: what learning cost the users."
@@ -333,7 +332,7 @@ def efficiency(grid: Grid) -> Section:
                 f"{name}: threshold {threshold:.3f}, area up to {budget:,.0f} steps",
                 (
                     "agent",
-                    "steps to the threshold, median (reached)",
+                    "median steps to the threshold (reached by)",
                     "mean validation score on the way",
                     "seconds a run",
                     "tokens a run",
@@ -467,7 +466,7 @@ def states(outcomes: Sequence[Outcome]) -> Section:
     for o in ordered:
         taken = o.metrics[-1]["env_steps"] if o.metrics else 0
         shown = "" if o.score is None else f"{o.score:.3f}"
-        rows.append((o.run.name, o.state, f"{taken:,} of {o.run.steps:,}", shown, o.why))
+        rows.append((o.folder.name, o.state, f"{taken:,} of {o.run.steps:,}", shown, o.why))
     table = Table("", ("run", "state", "steps", "score", ""), tuple(rows))
     return Section("Runs", (), (), (table,))
 
@@ -492,6 +491,10 @@ def report_of(outcomes: Sequence[Outcome], title: str, about: str = "") -> Repor
         )
         if caveat := st.caveat(fewest):
             warned.append(f"{where}, {who}, for one: {caveat}")
+        for name, variants_of in grid.items():
+            for variant, group in variants_of.items():
+                if len({o.run.seed for o in group}) < len(group):
+                    warned.append(f"{name}, {variant}: several runs have one seed.")
         splits = {o.split for found in grid.values() for group in found.values() for o in group}
         if len(splits) > 1:
             warned.append(f"Runs were scored on different splits: {', '.join(sorted(splits))}.")
@@ -511,6 +514,11 @@ def report_of(outcomes: Sequence[Outcome], title: str, about: str = "") -> Repor
         ]
     sections = tuple(section for section in found if section)
     return Report(title, about, tuple(warned), styles(variants), sections)
+
+
+def chart_id(kind: str, place: int, name: str) -> str:
+    """Return a name for a chart that no other one has, whatever its environment is called."""
+    return f"{kind}-{place}-{slug(name)}"
 
 
 def slug(text: str) -> str:

@@ -47,9 +47,8 @@ class Outcome:
 
     def column(self, name: str) -> tuple[Floats, Floats]:
         """Return the environment steps at which a metric was logged, and its values."""
-        found = [(m["env_steps"], m[name]) for m in self.metrics if m.get(name) is not None]
-        steps, values = zip(*found, strict=True) if found else ((), ())
-        return np.array(steps, np.float64), np.array(values, np.float64)
+        found = {m["env_steps"]: m[name] for m in self.metrics if m.get(name) is not None}
+        return np.array([*found], np.float64), np.array([*found.values()], np.float64)
 
     @cached_property
     def split(self) -> str:
@@ -147,7 +146,7 @@ def _read(run: Run, folder: Path) -> Outcome:
     held: dict[str, Any] = {}
     try:
         held["config"] = runs.read_config(folder)
-        held["metrics"] = _rows(folder / "metrics.jsonl")
+        held["metrics"] = _rows(folder / "metrics.jsonl", "env_steps")
         if (folder / "result.json").exists():
             held["result"] = result(folder)
             for when in ("before", "after"):
@@ -167,8 +166,12 @@ def _read(run: Run, folder: Path) -> Outcome:
     return Outcome(run, folder, "partial", why, **held)
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _rows(path: Path, *needed: str) -> list[dict[str, Any]]:
     """Read a file of JSON lines; none if it is not there. A crash may have cut the last line.
+
+    Args:
+        path: The file.
+        needed: What every row has to hold.
 
     Raises:
         ValueError: Another line is damaged.
@@ -182,8 +185,8 @@ def _rows(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError("no object")
+            if not isinstance(row, dict) or not row.keys() >= set(needed):
+                raise ValueError(f"no object with {', '.join(needed) or 'names'}")
         except ValueError as error:
             if number == len(lines):
                 break

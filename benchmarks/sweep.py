@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -124,15 +126,25 @@ def chosen(suite: suites.Suite, options: Options) -> tuple[Run, ...]:
 Make = Callable[[Run], Status]
 
 
-def locally(todo: Sequence[Run], make: Make, workers: int) -> Iterator[tuple[Run, Status]]:
-    """Make runs in processes of this machine; yield each as it ends."""
+def locally(
+    todo: Sequence[Run], make: Make, workers: int, stop: threading.Event
+) -> Iterator[tuple[Run, Status]]:
+    """Make runs in processes of this machine; yield each as it ends.
+
+    Args:
+        todo: The runs.
+        make: Makes one.
+        workers: Runs at a time.
+        stop: Set where this is interrupted; it tells ``make`` to save and stop.
+    """
     with ThreadPoolExecutor(workers) as pool:
         futures = {pool.submit(make, run): run for run in todo}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
-        except BaseException:  # Ctrl-C, which the terminal tells the runs under way too
-            pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
             raise
 
 
@@ -320,11 +332,12 @@ def sweep(suite: suites.Suite, options: Options, console: Console) -> dict[Run, 
         track=options.track,
         retries=options.retries,
     )
+    stop = threading.Event()
     workers = options.workers or max(1, (os.cpu_count() or 1) // options.threads)
     endings = (
         on_ray(todo, settled, options)
         if options.launcher == "ray"
-        else locally(todo, settled, workers)
+        else locally(todo, partial(settled, stop=stop), workers, stop)
     )
     with Live(overview, console=console, refresh_per_second=1, transient=True) as live:
         for run, status in endings if todo else ():
@@ -365,6 +378,7 @@ def read_suite(out: Path) -> suites.Suite | None:
 def main() -> None:
     """Run what is missing; tell what failed."""
     console = Console()
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         options = tyro.cli(Options, description=__doc__, prog="python -m benchmarks.sweep")
         suite = suites.load(options.suite)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -32,8 +33,8 @@ class Suite:
         runs: The runs, in the order in which they are begun.
 
     Raises:
-        ValueError: There is no run, two have one name, or one has an agent or a setting that there
-            is not.
+        ValueError: There is no run, two have one name, one has an agent or a setting that there is
+            not, or a name that is none for a folder.
     """
 
     name: str
@@ -50,6 +51,11 @@ class Suite:
                 "folder of its own. Give variants different labels."
             )
         for run in self.runs:
+            if not re.fullmatch(r"[\w.+-]+", run.name):
+                raise ValueError(
+                    f"{run.name!r} would be the name of a folder. Make labels of letters, digits "
+                    "and . + - _ alone."
+                )
             known = [f.name for f in fields(settings_class(run.agent))]
             for setting in run.settings:
                 if setting not in known:

@@ -146,6 +146,27 @@ def test_a_line_that_a_crash_cut_short_is_no_damage_and_another_is(tmp_path: Pat
     assert "metrics.jsonl, line 1" in found.why
 
 
+def test_a_row_without_steps_is_damage_and_a_step_twice_is_none(tmp_path: Path) -> None:
+    run = Run("DialogueQA-v0", "ppo", 1, 64)
+    metrics = write_run(tmp_path, run, validations=[(0, 0.1), (64, 0.2), (64, 0.4)])
+    (found,) = read(tmp_path)
+    assert [values.tolist() for values in found.column("eval/score")] == [[0, 64], [0.1, 0.4]]
+    report_of([found], "twice")
+    (metrics / "metrics.jsonl").write_text('{"eval/score": 0.5}\n\n')
+    assert read(tmp_path)[0].state == "corrupt"
+
+
+def test_environments_of_ones_own_and_seeds_twice(tmp_path: Path) -> None:
+    run = Run("Mine-v0", "ppo", 1, 64, env_kwargs={"a": 1})
+    folder = write_run(tmp_path, run, validations=[(0, 0.1), (64, 0.4)])
+    again = folder.with_name("Mine-v0-ppo-seed1-20260101-000000")
+    shutil.copytree(folder, again)
+    report = report_of(read(tmp_path), "mine")
+    assert 'Mine-v0 {"a": 1}, ppo: several runs have one seed.' in report.warnings
+    (states,) = (section for section in report.sections if section.title == "Runs")
+    assert {row[0] for row in states.tables[0].rows} == {folder.name, again.name}
+
+
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no run"):
         read(tmp_path)
@@ -377,10 +398,12 @@ def test_a_browser_shows_it(page: Path, tmp_path: Path, flags: tuple[str, ...]) 
     assert all(found["drawn"]), "a chart is empty"
     assert found["wide"] <= 0, "the page is wider than its window"
     curve = next(
-        t for t in found["data"]["curves-dialogueqa-v0"] if t["name"] == "ppo" and t["y"][0] == 0.3
+        t
+        for t in found["data"]["curves-0-dialogueqa-v0"]
+        if t["name"] == "ppo" and t["y"][0] == 0.3
     )
     assert curve["x"] == [0, 32, 64]
-    dots = [t for t in found["data"]["scores-dialogueqa-v0"] if t["name"] == "ppo"]
+    dots = [t for t in found["data"]["scores-0-dialogueqa-v0"] if t["name"] == "ppo"]
     assert dots[0]["x"] == list(SCORES["DialogueQA-v0", "ppo"])
     assert dots[1]["x"] == pytest.approx([np.mean(SCORES["DialogueQA-v0", "ppo"])])
     # The switch hides an agent in every chart and in every table.

@@ -73,6 +73,8 @@ def test_suites_that_make_no_sense_are_refused(tmp_path: Path) -> None:
         Suite("s", "", (run, replace(run, steps=9)))
     with pytest.raises(ValueError, match=r"'pppo'.* Did you mean 'ppo'"):
         Suite("s", "", (replace(run, agent="pppo"),))
+    with pytest.raises(ValueError, match="would be the name of a folder"):
+        Suite("s", "", (replace(run, label="a/b"),))
     with pytest.raises(ValueError, match=r"'klip'.* Did you mean 'clip'"):
         Suite("s", "", (replace(run, settings={"klip": 0.1}),))
     with pytest.raises(ValueError, match=r"'smok'.* Did you mean 'smoke'"):
@@ -138,7 +140,7 @@ def test_a_folder_of_another_run_is_refused_before_anything_runs(tmp_path: Path)
 
 
 def test_an_exception_ends_the_queue() -> None:
-    made = []
+    made, stop = [], threading.Event()
 
     def breaking(run: Run) -> Status:
         made.append(run)
@@ -146,11 +148,13 @@ def test_an_exception_ends_the_queue() -> None:
 
     runs = quick((1, 2, 3, 4))
     with pytest.raises(OSError, match="disk is full"):
-        list(locally(runs, breaking, workers=1))
+        list(locally(runs, breaking, 1, stop))
     assert len(made) < 4
+    assert stop.is_set(), "those under way were not told"
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["of a terminal", "by kill"])
+def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path, way: str) -> None:
     suite = tmp_path / "mine.py"
     suite.write_text(
         "from benchmarks.suites import Suite, grid\n"
@@ -165,7 +169,10 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
         deadline = time.monotonic() + 120
         while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
             time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of its processes
+        if way == "by kill":
+            process.terminate()
+        else:
+            os.killpg(process.pid, signal.SIGINT)  # to all processes of its group
         assert process.wait(60) == 1
     assert not finished(tmp_path / "out" / name)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -174,7 +181,8 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     assert steps == sorted(set(steps)), "a row was logged twice"
     log = log_file(tmp_path / "out", name).read_text()
     assert log.count("$ ") == 2
-    assert "--resume" in log.splitlines()[-1] or "--resume" in log
+    assert "--resume" in log
+    assert "Stopped and saved" in log
 
 
 # --- the overview --------------------------------------------------------------------------------
