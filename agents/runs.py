@@ -70,11 +70,14 @@ def prepare(folder: Path, *, needed_bytes: int) -> Path:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes off a run folder.
+def locked(folder: Path) -> Iterator[int | None]:
+    """Keep other processes off a run folder, or a file.
 
     The lock is the operating system's and ends with the process, however that ends: none is left
     behind. Where there are no such locks (Windows, some network file systems) nothing is locked.
+
+    Yields:
+        The open file that holds the lock: a child process that has it, too, keeps the lock.
 
     Raises:
         ValueError: Another process trains in the folder.
@@ -82,7 +85,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         import fcntl
     except ImportError:
-        yield
+        yield None
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -95,7 +98,7 @@ def locked(folder: Path) -> Iterator[None]:
             ) from error
         except OSError:
             pass
-        yield
+        yield handle
     finally:
         os.close(handle)
 

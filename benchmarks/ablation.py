@@ -59,6 +59,11 @@ class Arguments:
     """Run nothing; print what there is."""
 
 
+def tried(reading: Reading, env: str, rate: float, seed: int) -> Run:
+    """Return the run of a reading at one of the learning rates that are tried."""
+    return run_of(reading, env, rate, seed, f"{reading.name}-{rate:g}")
+
+
 def last_score(folder: Path) -> float:
     """Return the validation score after training; -inf of a run that is not there or broke off."""
     scores = validation_scores(folder)
@@ -69,7 +74,7 @@ def best_rate(reading: Reading, env: str, a: Arguments) -> float:
     """Return the learning rate that did best with the first seed; of equals the smallest."""
     return max(
         rates_of(reading),
-        key=lambda r: (last_score(a.out / run_of(reading, env, r, a.seeds[0]).name), -r),
+        key=lambda r: (last_score(a.out / tried(reading, env, r, a.seeds[0]).name), -r),
     )
 
 
@@ -78,8 +83,9 @@ def table(a: Arguments) -> list[dict[str, Any]]:
     rows = []
     for env, reading in product(a.envs, TUNED):
         rate = best_rate(reading, env, a)
-        folders = [a.out / run_of(reading, env, rate, seed).name for seed in a.seeds]
-        gains = [last_score(f) - validation_scores(f)[0][1] for f in folders if finished(f)]
+        folders = [a.out / tried(reading, env, rate, seed).name for seed in a.seeds]
+        scores = [(validation_scores(f)[0][1], last_score(f)) for f in folders if finished(f)]
+        gains = [last - first for first, last in scores if math.isfinite(last)]
         rows.append(
             {
                 "env": env,
@@ -135,13 +141,13 @@ def main() -> None:
     if not a.only_show:
         for env in a.envs:
             tuning = [
-                run_of(reading, env, rate, a.seeds[0])
+                tried(reading, env, rate, a.seeds[0])
                 for reading in TUNED
                 for rate in rates_of(reading)
             ]
             complete("tuning", tuning, a)
             chosen = [
-                run_of(reading, env, best_rate(reading, env, a), seed)
+                tried(reading, env, best_rate(reading, env, a), seed)
                 for seed in a.seeds[1:]
                 for reading in TUNED
             ]

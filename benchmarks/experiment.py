@@ -6,23 +6,28 @@ is resumed, and nobody trains in a folder where somebody else does.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from agents import runs
 from agents.base import checkpoint_folder
 from agents.settings import SETTINGS
+from llm_envs.core.registration import bare_id
 
-State = Literal["waiting", "running", "done", "failed", "stopped"]
+State = Literal["waiting", "blocked", "running", "done", "failed", "stopped"]
+"""``blocked``: another process trains in the folder."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Name of the run's folder."""
-        return f"{self.env}-{self.variant}-seed{self.seed}"
+        """Name of the run's folder: letters, digits and . + - _ alone."""
+        return re.sub(r"[^\w.+-]+", "-", f"{self.env}-{self.variant}-seed{self.seed}")
 
     def command(self, folder: Path, *, threads: int = 1, track: str = "jsonl") -> list[str]:
         """Return the command that makes the run, or goes on with it.
@@ -84,6 +89,8 @@ class Run:
             flag = "--" + name.replace("_", "-")
             if isinstance(value, bool):
                 train.append(flag if value else flag.replace("--", "--no-", 1))
+            elif isinstance(value, list | tuple):
+                train += [flag, *map(str, value)]
             else:
                 train += [flag, str(value)]
         return train
@@ -111,6 +118,18 @@ def log_file(out: Path, name: str) -> Path:
     return out / "logs" / f"{name}.log"
 
 
+def last_words(log: Path, count: int = 3) -> list[str]:
+    """Return the last lines of what the last attempt at a run said, without how to go on."""
+    try:
+        text = log.read_text(errors="replace")
+    except OSError:
+        return ["its log is not there"]
+    said = text.rpartition("\n$ ")[2].splitlines()
+    ends = [i for i, line in enumerate(said) if "to go on" in line.lower()]
+    kept = [line for line in said[: ends[0] if ends else None] if line.strip()]
+    return [line for line in kept[-count:] if not line.startswith("$ ")] or ["it said nothing"]
+
+
 def read_status(out: Path, name: str) -> Status:
     """Return what is known of a run; that it waits if nothing is."""
     try:
@@ -131,8 +150,8 @@ def make(
 ) -> Status:
     """Make a run in a process of its own, or go on with it; one that is finished is left alone.
 
-    Where another process trains in its folder (a second sweep, or one that outlived its node), it
-    waits until that has ended.
+    Where another process makes it (a second sweep, or one that outlived its node), it waits until
+    that has ended.
 
     Args:
         run: The run.
@@ -152,38 +171,74 @@ def make(
     """
     folder, log = out / run.name, log_file(out, run.name)
     log.parent.mkdir(parents=True, exist_ok=True)
+    log.touch()
+    stop = stop or threading.Event()
 
     def tell(status: Status) -> Status:
         runs.write_json(log.with_suffix(".json"), asdict(status))
         return status
 
-    status = Status("done", sweep)
-    for attempt in range(1, retries + 2):
-        wait_until_free(folder)
+    status = Status("blocked", sweep)
+    with contextlib.ExitStack() as held:
+        # Whoever makes a run has its log, and so has the process that trains, which may outlive us.
+        mine = _lock(log, held, stop, lambda: tell(status))
+        with contextlib.ExitStack() as briefly:  # nor does anybody train there without a sweep
+            if folder.is_dir():
+                _lock(folder, briefly, stop, lambda: tell(status))
         refuse_another(run, folder)
-        if finished(folder):
-            return tell(Status("done", sweep, status.attempts, status.seconds))
-        began = time.monotonic()
-        status = tell(Status("running", sweep, attempt))
-        command = run.command(folder, threads=threads, track=track)
-        stopped = _train(command, log, threads, stop or threading.Event()) == 0
-        ended: State = "done" if finished(folder) else "stopped" if stopped else "failed"
-        status = tell(Status(ended, sweep, attempt, time.monotonic() - began))
-        if ended != "failed":
-            break
+        for attempt in range(1, retries + 2):
+            if finished(folder):
+                return tell(replace(status, state="done"))
+            if stop.is_set():
+                return tell(replace(status, state="stopped"))
+            began = time.monotonic()
+            tell(Status("running", sweep, attempt))
+            command = run.command(folder, threads=threads, track=track)
+            code = _train(command, log, threads, stop, mine)
+            stopped = stop.is_set() or code in (0, 130)  # it was told to stop, by us or another
+            state: State = "stopped" if stopped else "failed"
+            if finished(folder):
+                state = "done"
+            status = tell(Status(state, sweep, attempt, time.monotonic() - began))
+            if state != "failed":
+                break
     return status
 
 
-def _train(command: list[str], log: Path, threads: int, stop: threading.Event) -> int:
+def _lock(
+    path: Path, held: contextlib.ExitStack, stop: threading.Event, told: Callable[[], object]
+) -> int | None:
+    """Lock a path, waiting for whoever has it; tell that it waits.
+
+    Returns:
+        The open file that is locked; ``None`` if there are no locks here, or it was to stop.
+    """
+    while True:
+        try:
+            return held.enter_context(runs.locked(path))
+        except ValueError:
+            told()
+            if stop.wait(1.0):
+                return None
+
+
+def _train(
+    command: list[str], log: Path, threads: int, stop: threading.Event, lock: int | None
+) -> int:
     """Run a command whose output goes to the end of a log; return its exit status."""
     with log.open("a") as file:
         print(f"$ {shlex.join(command)}", file=file, flush=True)
-        # In a session of its own it is told to stop once, by us: a second signal, such as that of
-        # a terminal, would end it before it has saved.
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
             env=process_environment(threads),
-        )  # fmt: skip
+            pass_fds=() if lock is None else (lock,),
+            # In a session of its own it is told to stop once, by us: a second signal, such as
+            # that of a terminal, would end it before it has saved.
+            start_new_session=True,
+        )
         told = False
         try:
             while True:
@@ -201,16 +256,6 @@ def _train(command: list[str], log: Path, threads: int, stop: threading.Event) -
             raise
 
 
-def wait_until_free(folder: Path, *, every: float = 1.0) -> None:
-    """Wait until no other process trains in a folder."""
-    while folder.is_dir():
-        try:
-            with runs.locked(folder):
-                return
-        except ValueError:
-            time.sleep(every)
-
-
 def process_environment(threads: int) -> dict[str, str]:
     """Return the environment of a process that is measured, or trains, with so many threads."""
     # Growing tensors cost page faults where memory goes back to the system each time.
@@ -222,18 +267,22 @@ def refuse_another(run: Run, folder: Path) -> None:
     """Refuse a folder that holds a run of the same name that is not this one.
 
     Raises:
-        ValueError: It differs, and in what.
+        ValueError: It differs, and in what. (A damaged one is for training to refuse.)
     """
-    if not (folder / "config.json").exists():
+    try:
+        config = runs.read_config(folder)
+    except (OSError, ValueError):
         return
-    config = runs.read_config(folder)
     wanted = {
-        **{name: getattr(run, name) for name in ("env", "agent", "seed", "steps", "report")},
+        **{name: getattr(run, name) for name in ("agent", "seed", "steps", "report")},
+        "env": bare_id(run.env),
         "env_kwargs": run.env_kwargs,
         "policy": run.policy or SETTINGS[run.agent].default_policy,
     }
     held = {name: config[name] for name in wanted}
-    if Path(wanted["policy"]).is_dir():  # config.json holds it in full
+    if (
+        wanted["policy"] != "tiny" and Path(wanted["policy"]).is_dir()
+    ):  # config.json holds it in full
         wanted["policy"] = str(Path(wanted["policy"]).resolve())
     wanted |= run.settings
     held |= {name: config["settings"].get(name) for name in run.settings}
@@ -270,4 +319,6 @@ def validation_scores(folder: Path) -> list[tuple[int, float]]:
     """Return (environment steps, score) of each validation of a run, in order."""
     path = folder / "metrics.jsonl"
     rows = runs.read_metrics(path) if path.exists() else []
-    return [(row["env_steps"], row["eval/score"]) for row in rows if "eval/score" in row]
+    return [
+        (row["env_steps"], row["eval/score"]) for row in rows if row.get("eval/score") is not None
+    ]

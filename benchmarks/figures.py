@@ -6,14 +6,16 @@ A :class:`Chart` is data. :func:`plotly_json` makes the interactive form of it f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Final, Literal
 
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")
-"""Okabe and Ito (2008): told apart by colour-blind eyes, on white and on black."""
+"""Six of Okabe and Ito (2008) and a grey: told apart by colour-blind eyes, on white and black."""
 DASHES: Final = (("solid", "-"), ("dash", "--"), ("dot", ":"))
 """Names for plotly and for matplotlib; they change when all colours have been used."""
 MARKERS: Final = (("circle", "o"), ("square", "s"), ("diamond", "D"))
@@ -101,17 +103,31 @@ def plotly_json(chart: Chart, looks: Mapping[str, Style]) -> str:
     figure.update_layout(
         xaxis={"title": chart.x, "zeroline": False},
         yaxis={"title": chart.y, "zeroline": False, "automargin": True},
-        height=max(240, 90 + 26 * rows) if chart.kind == "dots" else 340,
+        height=max(240, 90 + 34 * rows) if chart.kind == "dots" else 340,
         margin={"l": 56, "r": 12, "t": 20, "b": 48},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         showlegend=False,
+        dragmode=False,  # a finger that scrolls the page over a chart would zoom into it
         hovermode="x unified" if chart.kind == "lines" else "closest",
         template="none",
     )
     if chart.kind == "dots":
-        figure.update_yaxes(autorange="reversed", type="category")
+        names = [series.name for series in chart.series]
+        figure.update_yaxes(
+            autorange="reversed", type="category", tickvals=names, ticktext=[*map(in_lines, names)]
+        )
     return str(figure.to_json())
+
+
+def in_lines(name: str, width: int = 18) -> str:
+    """Return a long name broken at its hyphens, for a narrow margin."""
+    lines = [""]
+    for part in re.split(r"(?<=-)", name):
+        if lines[-1] and len(lines[-1] + part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "<br>".join(map(escape, lines))
 
 
 def _plotly_lines(go: Any, s: Series, look: Style) -> list[Any]:

@@ -275,9 +275,10 @@ def frequencies(made_by: LoggedBandit, log: LoggedBandit) -> Floats:
     counts = np.zeros((int(log.positions.max()) + 1, len(log.items)))
     inside = made_by.positions < len(counts)
     np.add.at(counts, (made_by.positions[inside], made_by.actions[inside]), 1.0)
-    if not counts.sum(1).all():
+    totals = counts.sum(1, keepdims=True)
+    if not totals[log.positions].all():
         raise ValueError("The policy showed nothing at a position of the other log.")
-    found: Floats = (counts / counts.sum(1, keepdims=True))[log.positions]
+    found: Floats = (counts / np.maximum(totals, 1.0))[log.positions]
     return found
 
 
@@ -305,8 +306,13 @@ def estimates(
         expected: (n, k) expected clicks; see :func:`click_model`. They are taken as given: the
             intervals do not hold what fitting them again would change.
         seed: Of the resamples.
+
+    Raises:
+        ValueError: The target policy shows nothing that was logged.
     """
     weights = importance_weights(target, log.actions, log.propensities)
+    if not weights.any():
+        raise ValueError("The log shows nothing that the target policy would ever show.")
     terms = {
         "IPS": ips(weights, log.clicks),
         "DM": direct_method(target, expected),

@@ -67,7 +67,7 @@ def _section(section: Section, looks: dict[str, Style]) -> str:
 
 
 def _chart(chart: Chart, looks: dict[str, Style]) -> str:
-    data = plotly_json(chart, looks).replace("</", "<\\/")  # it must not end the script
+    data = plotly_json(chart, looks).replace("<", "\\u003c")  # it must not end the script
     return (
         f'<div class="card"><h3>{escape(chart.title)}</h3>'
         f'<div class="chart" id="{chart.name}"></div>'
@@ -95,12 +95,12 @@ def _long(text: str) -> str:
 def _transcript(heading: str, turns: Iterable[Turn]) -> str:
     shown = "".join(
         f'<div class="pair"><p>{escape(turn.question)}</p>'
-        f"<div>{_scored(turn.scores[0])}{escape(turn.before)}</div>"
-        f"<div>{_scored(turn.scores[1])}{escape(turn.after)}</div></div>"
+        f"<div>{_scored('before', turn.scores[0])}{escape(turn.before)}</div>"
+        f"<div>{_scored('after', turn.scores[1])}{escape(turn.after)}</div></div>"
         for turn in turns
     )
     return f"<details><summary>{escape(heading)}</summary>{shown}</details>"
 
 
-def _scored(score: float | None) -> str:
-    return f"<b>{'–' if score is None else f'{score:.2f}'}</b>"
+def _scored(when: str, score: float | None) -> str:
+    return f"<i>{when}</i><b>{'–' if score is None else f'{score:.2f}'}</b>"

@@ -80,7 +80,7 @@ class Report:
 def arena(outcome: Outcome) -> str:
     """Return what a run is compared on: its environment, with the arguments that change it."""
     kwargs = outcome.run.env_kwargs
-    return outcome.run.env + (f" {json.dumps(kwargs)}" if kwargs else "")
+    return outcome.run.env + (f" {json.dumps(kwargs, sort_keys=True)}" if kwargs else "")
 
 
 Grid = dict[str, dict[str, list[Outcome]]]
@@ -89,10 +89,14 @@ Grid = dict[str, dict[str, list[Outcome]]]
 
 def grid_of(outcomes: Sequence[Outcome]) -> Grid:
     """Return the finished runs by what they are compared on, and by what is compared."""
+    counted = [o for o in outcomes if o.score is not None]
+    splits: dict[str, set[str]] = {}
+    for o in counted:
+        splits.setdefault(arena(o), set()).add(o.split)
     found: Grid = {}
-    for o in outcomes:
-        if o.score is not None:
-            found.setdefault(arena(o), {}).setdefault(o.run.variant, []).append(o)
+    for o in counted:  # scores on different splits are not of one kind
+        name = arena(o) + (f", {o.split} split" if len(splits[arena(o)]) > 1 else "")
+        found.setdefault(name, {}).setdefault(o.run.variant, []).append(o)
     return found
 
 
@@ -121,7 +125,8 @@ def references(grid: Grid) -> dict[str, Reference]:
             )
         except (ValueError, TypeError, OSError, ImportError, gym.error.Error):
             continue  # an environment of the user's own, or a data set that is not here
-        found[name] = Reference(players["random"].score, players["oracle"].score)
+        if players["random"].score < players["oracle"].score:
+            found[name] = Reference(players["random"].score, players["oracle"].score)
     return found
 
 
@@ -133,12 +138,8 @@ def leaderboard(grid: Grid, variants: Sequence[str], known: dict[str, Reference]
     charts, rows = [], []
     for place, (name, found) in enumerate(grid.items()):
         runs = [o for group in found.values() for o in group]
-        initial = [
-            o.initial for o in runs if o.initial is not None and o.config["policy"] != "none"
-        ]
-        marks = {"oracle": known[name].oracle} if name in known and known[name].oracle < 1 else {}
-        marks |= {"random": known[name].random} if name in known else {}
-        marks |= {"initial policy": float(np.median(initial))} if initial else {}
+        marks = {"random": known[name].random} if name in known else {}
+        marks |= initial_policies(runs)
         series = []
         for variant, group in found.items():
             each = scores(group)
@@ -166,6 +167,18 @@ def leaderboard(grid: Grid, variants: Sequence[str], known: dict[str, Reference]
         tuple(charts),
         (table,),
     )
+
+
+def initial_policies(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Return what each language model scored before it was trained; their seeds' median."""
+    found: dict[str, list[float]] = {}
+    for o in outcomes:
+        if o.initial is not None and o.config["policy"] != "none":
+            found.setdefault(str(o.config["policy"]), []).append(o.initial)
+    medians = {policy: float(np.median(each)) for policy, each in found.items()}
+    if len(medians) == 1:
+        return {"initial policy": next(iter(medians.values()))}
+    return {f"initial {Path(policy).name}": value for policy, value in medians.items()}
 
 
 def learning(grid: Grid) -> Section:
@@ -246,17 +259,13 @@ def together(grid: Grid, known: dict[str, Reference], variants: Sequence[str]) -
             "share of runs above τ", "lines", tuple(profiles),
         )
     )  # fmt: skip
-    rows = []
-    for a in everywhere:
-        cells = []
-        for b in everywhere:
-            if a == b:
-                cells.append("")
-                continue
+    better: dict[tuple[str, str], str] = {}
+    for place, a in enumerate(everywhere):
+        for b in everywhere[place + 1 :]:
             i = st.stratified_bootstrap(st.probability_of_improvement, strata[a], strata[b])
-            bounds = f" [{i.low:.2f}, {i.high:.2f}]" if math.isfinite(i.low) else ""
-            cells.append(f"{i.value:.2f}{bounds}")
-        rows.append((a, *cells))
+            better[a, b] = likely(i.value, i.low, i.high)
+            better[b, a] = likely(1 - i.value, 1 - i.high, 1 - i.low)
+    rows = [(a, *(better.get((a, b), "") for b in everywhere)) for a in everywhere]
     left = [v for v in variants if v not in everywhere]
     return Section(
         "All environments together",
@@ -274,6 +283,11 @@ def together(grid: Grid, known: dict[str, Reference], variants: Sequence[str]) -
             ),
         ),
     )
+
+
+def likely(value: float, low: float, high: float) -> str:
+    """Return a probability with its interval, if there is one."""
+    return f"{value:.2f}" + (f" [{low:.2f}, {high:.2f}]" if math.isfinite(low) else "")
 
 
 def regret(grid: Grid) -> Section | None:
@@ -495,9 +509,10 @@ def report_of(outcomes: Sequence[Outcome], title: str, about: str = "") -> Repor
             for variant, group in variants_of.items():
                 if len({o.run.seed for o in group}) < len(group):
                     warned.append(f"{name}, {variant}: several runs have one seed.")
-        splits = {o.split for found in grid.values() for group in found.values() for o in group}
-        if len(splits) > 1:
-            warned.append(f"Runs were scored on different splits: {', '.join(sorted(splits))}.")
+                if len({o.run.steps for o in group}) > 1:
+                    warned.append(f"{name}, {variant}: runs have different numbers of steps.")
+    if unscored := sum(o.state == "done" and o.score is None for o in outcomes):
+        warned.append(f"{unscored} finished runs have no finite score, and are not counted.")
     known = references(grid)
     found: list[Section | None] = [states(outcomes)]
     if grid:
@@ -587,8 +602,8 @@ def main() -> None:
         raise SystemExit(str(error)) from error
     console = Console()
     for warning in report.warnings:
-        console.print(warning, style="yellow", soft_wrap=True)
-    console.print("Written: " + ", ".join(str(p) for p in paths), soft_wrap=True, highlight=False)
+        console.print(warning, style="yellow", markup=False, soft_wrap=True)
+    console.print("Written: " + ", ".join(map(str, paths)), markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

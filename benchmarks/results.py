@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,15 @@ import numpy.typing as npt
 
 from agents import runs
 from agents.settings import SETTINGS
-from benchmarks.experiment import Run, finished, log_file, read_status, result
+from benchmarks.experiment import (
+    Run,
+    finished,
+    last_words,
+    log_file,
+    read_status,
+    result,
+    steps_taken,
+)
 from benchmarks.sweep import read_suite
 
 Floats = npt.NDArray[np.float64]
@@ -59,14 +68,15 @@ class Outcome:
     def score(self) -> float | None:
         """The score that is compared: of the chosen checkpoint on the split that is reported.
 
-        A run that reports none is compared by its last validation. ``None`` unless it is done.
+        A run that reports none is compared by its last validation. ``None`` unless it is done, and
+        of one whose last validation was not finite.
         """
         if self.state != "done":
             return None
         if self.result:
             return float(self.result["after"]["score"])
-        _, scores = self.column("eval/score")
-        return float(scores[-1]) if len(scores) else None
+        logged = [m["eval/score"] for m in self.metrics if "eval/score" in m]
+        return None if not logged or logged[-1] is None else float(logged[-1])
 
     @cached_property
     def initial(self) -> float | None:
@@ -113,7 +123,14 @@ def read(out: Path) -> list[Outcome]:
     listed = {run.name: run for run in suite.runs} if suite else {}
     others = sorted(path.parent for path in out.glob("*/config.json"))
     found = [_read(run, out / name) for name, run in listed.items()]
-    found += [_read(_run_of(f), f) for f in others if f.name not in listed]
+    for folder in others:
+        if folder.name in listed:
+            continue
+        run = _run_of(folder)
+        if any(o.run.name == run.name for o in found):  # a copy, or another run with that seed
+            rest = folder.name.removeprefix(run.name).strip("-")
+            run = replace(run, label="-".join(filter(None, (run.label, rest))))
+        found.append(_read(run, folder))
     if not found:
         raise ValueError(
             f"{out} holds no run. Name the folder of a sweep, or of python -m agents.train."
@@ -138,20 +155,20 @@ def _run_of(folder: Path) -> Run:
 
 
 def _read(run: Run, folder: Path) -> Outcome:
+    failed = read_status(folder.parent, run.name).state == "failed"
     if not (folder / "config.json").exists():
-        status = read_status(folder.parent, run.name)
-        if status.state == "failed":
-            return Outcome(run, folder, "failed", _last_line(folder.parent, run.name))
+        if failed:
+            return Outcome(run, folder, "failed", _why(folder, run))
         return Outcome(run, folder, "missing", "not begun")
     held: dict[str, Any] = {}
     try:
         held["config"] = runs.read_config(folder)
         held["metrics"] = _rows(folder / "metrics.jsonl", "env_steps")
         if (folder / "result.json").exists():
-            held["result"] = result(folder)
-            for when in ("before", "after"):
-                float(held["result"][when]["score"])
-        held["transcripts"] = _rows(folder / "transcripts.jsonl")
+            held["result"] = _checked(result(folder))
+        held["transcripts"] = _rows(folder / "transcripts.jsonl", *TRANSCRIPT)
+        if (folder / "checkpoints" / "last").exists():
+            steps_taken(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         held.pop("result", None)
         why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
@@ -159,11 +176,41 @@ def _read(run: Run, folder: Path) -> Outcome:
     if finished(folder):
         return Outcome(run, folder, "done", **held)
     held.pop("result", None)
+    if _training(folder):
+        return Outcome(run, folder, "partial", "training just now", **held)
+    if failed:
+        return Outcome(run, folder, "failed", _why(folder, run), **held)
     taken = held["metrics"][-1]["env_steps"] if held["metrics"] else 0
     why = f"{taken:,} of {run.steps:,} steps" + ("" if taken < run.steps else ", not scored")
-    if read_status(folder.parent, run.name).state == "failed":
-        return Outcome(run, folder, "failed", _last_line(folder.parent, run.name), **held)
     return Outcome(run, folder, "partial", why, **held)
+
+
+TRANSCRIPT = ("example_id", "turn", "when", "question", "answer", "score")
+"""What a row of ``transcripts.jsonl`` holds at least."""
+
+
+def _checked(found: dict[str, Any]) -> dict[str, Any]:
+    """Return a result if its numbers are numbers."""
+    for when in ("before", "after"):
+        side = found[when]
+        for name, value in {"score": side["score"], **side["parts"]}.items():
+            if not math.isfinite(value):
+                raise ValueError(f"result.json: {name} {when} training is {value}")
+        str(side["split"])
+    return found
+
+
+def _training(folder: Path) -> bool:
+    """Whether a process trains in a folder just now."""
+    try:
+        with runs.locked(folder):
+            return False
+    except ValueError:
+        return True
+
+
+def _why(folder: Path, run: Run) -> str:
+    return last_words(log_file(folder.parent, run.name), 1)[-1]
 
 
 def _rows(path: Path, *needed: str) -> list[dict[str, Any]]:
@@ -193,11 +240,3 @@ def _rows(path: Path, *needed: str) -> list[dict[str, Any]]:
             raise ValueError(f"{path.name}, line {number} is damaged ({error})") from error
         found.append(row)
     return found
-
-
-def _last_line(out: Path, name: str) -> str:
-    try:
-        lines = log_file(out, name).read_text(errors="replace").strip().splitlines()
-    except OSError:
-        lines = []
-    return lines[-1] if lines else "its log is not there"

@@ -9,6 +9,7 @@ what was cut. A run that fails is tried again, then told with its log; the other
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -18,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -26,15 +27,19 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from agents.runs import read_metrics, write_json
+from agents.runs import locked, read_metrics, write_json
 from agents.settings import at_least
 from benchmarks import suites
 from benchmarks.experiment import (
     Run,
+    State,
     Status,
     finished,
+    last_words,
     log_file,
     make,
     read_status,
@@ -62,7 +67,8 @@ class Options:
     workers: int | None = None
     """Runs at a time on this machine; by default as many as there are cores for."""
     threads: int = 1
-    """Intra-op threads of a run. The number is a part of the run: another one rounds otherwise."""
+    """Intra-op threads of a run. The number is a part of the run, as another one rounds otherwise:
+    what was cut goes on with its own."""
     cpus_per_run: float | None = None
     """Share of CPUs that a run takes on Ray; by default its threads."""
     gpus_per_run: float = 0.0
@@ -159,6 +165,13 @@ def on_ray(todo: Sequence[Run], make: Make, options: Options) -> Iterator[tuple[
         cpus = {} if options.address else {"num_cpus": max(os.cpu_count() or 1, options.threads)}
         ray.init(address=options.address, log_to_driver=False, logging_level="error", **cpus)
     cpus_per_run = options.threads if options.cpus_per_run is None else options.cpus_per_run
+    there = ray.cluster_resources()
+    for what, share in (("CPU", cpus_per_run), ("GPU", options.gpus_per_run)):
+        if share > there.get(what, 0.0) and mine and options.address is None:
+            raise ValueError(
+                f"A run is to have {share:g} {what}, and this machine has "
+                f"{there.get(what, 0.0):g}. Give less, or the --address of a cluster."
+            )
 
     def attempt(run: Run) -> Status:  # Ray takes plain functions
         return make(run)
@@ -175,7 +188,8 @@ def on_ray(todo: Sequence[Run], make: Make, options: Options) -> Iterator[tuple[
                 except ray.exceptions.RayError as error:
                     if isinstance(error, ray.exceptions.RayTaskError):
                         raise  # a mistake of ours, or a folder that cannot be written
-                    yield run, Status("failed")
+                    status = Status("failed", attempts=NODE_DEATHS)
+                    yield run, note_failure(options.folder, run, status, str(error))
     except BaseException:
         for task_of_run in waiting:
             ray.cancel(task_of_run)  # it saves, and stops
@@ -184,6 +198,16 @@ def on_ray(todo: Sequence[Run], make: Make, options: Options) -> Iterator[tuple[
     finally:
         if mine:
             ray.shutdown()
+
+
+def note_failure(out: Path, run: Run, status: Status, why: str) -> Status:
+    """Write down that a run failed where no process of it could; return its status."""
+    log = log_file(out, run.name)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        print(why, file=file)
+    write_json(log.with_suffix(".json"), asdict(status))
+    return status
 
 
 def import_ray() -> Any:
@@ -223,7 +247,7 @@ class Overview:
         if run in self.ended:
             return self.ended[run]
         status = read_status(self.out, run.name)
-        ours = status.sweep == self.sweep and status.state == "running"
+        ours = status.sweep == self.sweep and status.state in ("running", "blocked")
         return status if ours else Status("waiting")
 
     def seconds_left(self) -> float | None:
@@ -260,7 +284,8 @@ class Overview:
         """Return the counts and the time left in one line."""
         counts = Counter(self.state(run).state for run in self.runs)
         told = [f"{counts['done']} of {len(self.runs)} runs done"]
-        told += [f"{counts[s]} {s}" for s in ("running", "failed", "stopped") if counts[s]]
+        others: tuple[State, ...] = ("running", "blocked", "failed", "stopped")
+        told += [f"{counts[s]} {s}" for s in others if counts[s]]
         left = self.seconds_left()
         if left is not None and counts["done"] < len(self.runs):
             told.append(f"about {max(1, round(left / 60)):,} min left")
@@ -274,10 +299,15 @@ class Overview:
             if self.state(run).state == "running":
                 steps, score = self.progress(run)
                 shown = "" if score is None else f"{score:.3f}"
-                table.add_row(run.name, f"{steps:,}/{run.steps:,}", shown)
-        failed = [run.name for run, status in self.ended.items() if status.state == "failed"]
-        told = [self.line(), *(f"failed: {name}" for name in failed)]
-        return Group("\n".join(told), table)
+                table.add_row(escape(run.name), f"{steps:,}/{run.steps:,}", shown)
+        told = [self.line()]
+        for run in self.runs:
+            state = self.state(run).state
+            if state == "failed":
+                told.append(f"failed: {run.name}")
+            if state == "blocked":
+                told.append(f"blocked, another process makes it: {run.name}")
+        return Group(Text("\n".join(told)), table)
 
 
 def listing(runs: Sequence[Run], out: Path) -> Table:
@@ -289,7 +319,11 @@ def listing(runs: Sequence[Run], out: Path) -> Table:
     for run in runs:
         steps, _ = overview.progress(run)
         state = "done" if run in overview.ended else "cut" if steps else "missing"
-        table.add_row(run.name, f"{steps:,}/{run.steps:,}", state)
+        try:
+            refuse_another(run, out / run.name)
+        except ValueError:
+            state = "another run"
+        table.add_row(escape(run.name), f"{steps:,}/{run.steps:,}", state)
     return table
 
 
@@ -344,18 +378,35 @@ def sweep(suite: suites.Suite, options: Options, console: Console) -> dict[Run, 
             overview.ended[run] = status
             if not console.is_terminal:
                 line = f"{run.name}: {status.state}. {overview.line()}."
-                live.console.print(line, soft_wrap=True, highlight=False)
+                live.console.print(line, soft_wrap=True, highlight=False, markup=False)
     return overview.ended
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What sweeps were to make in a folder; settings that there are no longer do not matter."""
+
+    name: str
+    about: str
+    runs: tuple[Run, ...]
 
 
 def _keep_list(suite: suites.Suite, runs: Sequence[Run], out: Path) -> None:
     """Write down what was to be run, for the report; what earlier sweeps were to make is kept."""
-    earlier = read_suite(out)
-    known = {run.name: run for run in (*(earlier.runs if earlier else ()), *runs)}
-    write_json(out / "sweep.json", asdict(replace(suite, runs=tuple(known.values()))))
+    with contextlib.ExitStack() as held:
+        while True:  # another sweep may write it just now
+            try:
+                held.enter_context(locked(out))
+                break
+            except ValueError:
+                time.sleep(0.1)
+        earlier = read_suite(out)
+        known = {run.name: run for run in (*(earlier.runs if earlier else ()), *runs)}
+        listed = Listed(suite.name, suite.about, tuple(known.values()))
+        write_json(out / "sweep.json", asdict(listed))
 
 
-def read_suite(out: Path) -> suites.Suite | None:
+def read_suite(out: Path) -> Listed | None:
     """Return what sweeps were to make in a folder; ``None`` if there was no sweep.
 
     Raises:
@@ -366,8 +417,7 @@ def read_suite(out: Path) -> suites.Suite | None:
         return None
     try:
         held = json.loads(path.read_text())
-        runs = tuple(Run(**fields) for fields in held["runs"])
-        return suites.Suite(held["name"], held["about"], runs)
+        return Listed(held["name"], held["about"], tuple(Run(**fields) for fields in held["runs"]))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is damaged ({type(error).__name__}: {error}). Take it away, and start the "
@@ -391,15 +441,17 @@ def main() -> None:
     except KeyboardInterrupt:
         raise SystemExit("Stopped; runs under way have saved. The same command goes on.") from None
     counts = Counter(status.state for status in ended.values())
-    console.print(f"{counts['done']} of {len(ended)} runs done in {options.folder}.")
+    console.print(f"{counts['done']} of {len(ended)} runs done in {options.folder}.", markup=False)
     for run, status in ended.items():
-        if status.state == "failed":
-            log = log_file(options.folder, run.name)
-            last = log.read_text(errors="replace").strip().splitlines()[-3:]
-            console.print(f"[red]failed[/] after {status.attempts} attempts: {log}")
-            console.print("\n".join(f"  {line}" for line in last), markup=False, highlight=False)
+        if status.state == "done":
+            continue
+        log = log_file(options.folder, run.name)
+        told = f"{status.state} after {status.attempts} attempts: {log}"
+        console.print(told, style="red", markup=False, soft_wrap=True)
+        for line in last_words(log):
+            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"To see them: python -m benchmarks.report {options.folder}", soft_wrap=True)
-    if counts["failed"]:
+    if counts["done"] < len(ended):
         raise SystemExit(1)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import rich.table
+from rich.markup import escape
 
 from benchmarks.statistics import t_interval
 
@@ -35,14 +36,14 @@ class Table:
 
     def rich(self) -> rich.table.Table:
         """Return it for the terminal."""
-        shown = rich.table.Table(title=self.title or None)
+        shown = rich.table.Table(title=escape(self.title) or None)
         for place, text in enumerate(self.header):
             number = place >= len(self.header) - self.numbers
-            shown.add_column(text, justify="right" if number else "left")
+            shown.add_column(escape(text), justify="right" if number else "left")
         for place, row in enumerate(self.rows):
             if place and row[0] and any(not other[0] for other in self.rows):
                 shown.add_section()  # rows that name nothing go on with the one before
-            shown.add_row(*row)
+            shown.add_row(*map(escape, row))
         return shown
 
 

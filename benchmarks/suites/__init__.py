@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,8 @@ class Suite:
 
     Raises:
         ValueError: There is no run, two have one name, one has an agent or a setting that there is
-            not, or a name that is none for a folder.
+            not, or a label or argument that cannot be
+            written down.
     """
 
     name: str
@@ -51,11 +53,17 @@ class Suite:
                 "folder of its own. Give variants different labels."
             )
         for run in self.runs:
-            if not re.fullmatch(r"[\w.+-]+", run.name):
+            if not re.fullmatch(r"[\w.+-]*", run.label):
                 raise ValueError(
-                    f"{run.name!r} would be the name of a folder. Make labels of letters, digits "
-                    "and . + - _ alone."
+                    f"The label {run.label!r} becomes a part of a folder's name. Make it of "
+                    "letters, digits and . + - _ alone."
                 )
+            try:
+                json.dumps([run.env_kwargs, run.settings])
+            except TypeError as error:
+                raise ValueError(
+                    f"{run.name} has arguments or settings that are not JSON ({error})."
+                ) from error
             known = [f.name for f in fields(settings_class(run.agent))]
             for setting in run.settings:
                 if setting not in known:
@@ -118,6 +126,8 @@ def load(name: str) -> Suite:
         try:
             spec.loader.exec_module(found)
         except FileNotFoundError as error:
+            if Path(name).exists():
+                raise  # it looked for another one
             raise ValueError(f"There is no file {name}, which --suite names.") from error
     suite = getattr(found, "SUITE", None)
     if not isinstance(suite, Suite):

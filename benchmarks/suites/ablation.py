@@ -70,11 +70,11 @@ TUNED: dict[Reading, tuple[float, float, float]] = {
 """Reading -> the learning rate on each environment of ``STEPS``."""
 
 
-def run_of(reading: Reading, env: str, rate: float, seed: int) -> Run:
-    """Return the run of a reading at a learning rate."""
-    label = f"{reading.name}-{rate:g}"
+def run_of(reading: Reading, env: str, rate: float, seed: int, label: str = "") -> Run:
+    """Return the run of a reading at a learning rate; its label is the reading, if not given."""
     settings = reading.settings(env, rate)
-    return Run(env, "immediate-reward", seed, STEPS[env], settings, label, report="none")
+    named = label or reading.name
+    return Run(env, "immediate-reward", seed, STEPS[env], settings, named, report="none")
 
 
 SUITE = Suite(

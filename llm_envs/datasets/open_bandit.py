@@ -38,7 +38,7 @@ class LoggedBandit:
 
     Attributes:
         actions: (n,) the item that was shown, in [0, k).
-        positions: (n,) where it stood, in [0, positions).
+        positions: (n,) where it stood, as the file numbers it (from 1).
         clicks: (n,) 1.0 if it was clicked, else 0.0.
         propensities: (n,) in (0, 1], the probability with which the policy chose the item.
         users: (n, u) whom it was shown to: each category of each user feature, 0 or 1.
@@ -83,6 +83,8 @@ def load_open_bandit(folder: str | Path, policy: str, campaign: str = "all") -> 
         action = line.number("item_id", whole=True)
         if not 0 <= action < len(items):
             raise line.error("item_id", f"there are the items 0 to {len(items) - 1}")
+        if line.number("position", whole=True) < 0:
+            raise line.error("position", "positions are numbered from 1")
         click = line.number("click")
         if click not in (0, 1):
             raise line.error("click", "a click is 0 or 1")
@@ -99,10 +101,9 @@ def load_open_bandit(folder: str | Path, policy: str, campaign: str = "all") -> 
         users.append(line.starting("user_feature"))
     if not users:
         raise ValueError(f"{log_file} holds no impression.")
-    _, positions = np.unique(columns["position"], return_inverse=True)
     return LoggedBandit(
         actions=np.array(columns["action"], np.int64),
-        positions=positions.astype(np.int64),
+        positions=np.array(columns["position"], np.int64),
         clicks=np.array(columns["click"]),
         propensities=np.array(columns["propensity"]),
         users=_one_hot(users),
@@ -114,11 +115,10 @@ def _items(path: Path) -> Floats:
     """Return the features of the items, in the order of their ids."""
     known: dict[int, tuple[float, tuple[str, ...]]] = {}
     for line in _lines(path, ("item_id", "item_feature_0")):
-        features = line.starting("item_feature")
-        known[int(line.number("item_id", whole=True))] = (
-            line.number("item_feature_0"),
-            features[1:],
-        )
+        item = int(line.number("item_id", whole=True))
+        if item in known:
+            raise line.error("item_id", "another line has it, too")
+        known[item] = (line.number("item_feature_0"), line.starting("item_feature")[1:])
     if sorted(known) != list(range(len(known))) or not known:
         raise ValueError(
             f"{path} has {len(known)} items, whose ids are not 0 to {len(known) - 1}. The log "
@@ -175,7 +175,14 @@ def _lines(path: Path, needed: tuple[str, ...]) -> Iterator[_Line]:
                     "Bandit Dataset."
                 )
             for number, values in enumerate(reader, 2):
+                if None in values or None in values.values():
+                    raise ValueError(
+                        f"{path}, line {number} has more or fewer columns than the first line. "
+                        "Mend it, or load the file as it was published."
+                    )
                 yield _Line(path, number, values)
+    except csv.Error as error:
+        raise ValueError(f"{path} is no CSV file ({error}).") from error
     except OSError as error:
         raise ValueError(
             f"{path} cannot be read ({error.strerror}). Name the folder that holds random/ and "

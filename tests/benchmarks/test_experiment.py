@@ -9,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,11 @@ from benchmarks.experiment import (
     Run,
     Status,
     finished,
+    last_words,
     log_file,
     make,
     read_status,
     refuse_another,
-    wait_until_free,
 )
 from benchmarks.suites.ablation import TUNED, run_of
 from fake_runs import write_run
@@ -77,6 +79,7 @@ def test_names_tell_variants_apart() -> None:
     other = dataclasses.replace(plain, policy="models/Large", label="low")
     assert other.variant == "ppo-Large-low"
     assert other.name == "DialogueQA-v0-ppo-Large-low-seed3"
+    assert dataclasses.replace(plain, env="my/Env-v0").name == "my-Env-v0-ppo-seed3"
 
 
 def test_the_command_says_all_of_the_run(tmp_path: Path) -> None:
@@ -102,6 +105,8 @@ def test_the_command_says_all_of_the_run(tmp_path: Path) -> None:
     }.items():
         assert words[words.index(flag) + 1] == value
     assert "--no-normalise-advantages" in words
+    wide = Run("DialogueQA-v0", "sb3-ppo", 1, 16, {"hidden": (32, 16)}).command(tmp_path / "no")
+    assert wide[-3:] == ["--hidden", "32", "16"]
     (tmp_path / "config.json").touch()
     assert run.command(tmp_path)[-2:] == ["--resume", str(tmp_path)]
 
@@ -170,11 +175,63 @@ def test_nobody_begins_where_another_trains(tmp_path: Path, ended: Path) -> None
     assert told.attempts == 0
 
 
-def test_waiting_for_a_folder_ends_at_once_where_nobody_is(tmp_path: Path) -> None:
-    began = time.monotonic()
-    wait_until_free(tmp_path / "none", every=60)
-    wait_until_free(tmp_path, every=60)
-    assert time.monotonic() - began < 30
+def test_an_orphan_keeps_its_run_when_who_began_it_is_killed(tmp_path: Path) -> None:
+    settings = {"eval_every": 0, "episodes": 8, "checkpoint_every": 1}
+    run = Run("DialogueQA-v0", "random", 1, 3072, settings, report="none")
+    code = (
+        "import sys; from pathlib import Path; from benchmarks.experiment import Run, make\n"
+        f"make({run!r}, Path({str(tmp_path)!r}))"
+    )
+    metrics = tmp_path / run.name / "metrics.jsonl"
+    with subprocess.Popen([sys.executable, "-c", code]) as maker:
+        deadline = time.monotonic() + 120
+        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        maker.kill()
+    assert not finished(tmp_path / run.name)
+    told = make(run, tmp_path, sweep="second")
+    assert (told.state, told.attempts) == ("done", 0)
+    assert log_file(tmp_path, run.name).read_text().count("$ ") == 1, "it was begun twice"
+
+
+def test_who_waits_for_another_says_so_and_can_be_stopped(tmp_path: Path) -> None:
+    run = scripted(1, "pass")
+    log_file(tmp_path, run.name).parent.mkdir()
+    log_file(tmp_path, run.name).touch()
+    stop = threading.Event()
+    with locked(log_file(tmp_path, run.name)), ThreadPoolExecutor() as pool:
+        waiting = pool.submit(make, run, tmp_path, stop=stop)
+        deadline = time.monotonic() + 30
+        while read_status(tmp_path, run.name).state != "blocked" and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert read_status(tmp_path, run.name).state == "blocked"
+        stop.set()
+        assert waiting.result(timeout=30).state == "stopped"
+
+
+def test_what_is_told_to_stop_before_it_listens_is_not_tried_again(tmp_path: Path) -> None:
+    """While Python imports, Ctrl-C ends it with another status than once it trains."""
+    run = scripted(1, "import time; time.sleep(60)")
+    stop = threading.Event()
+    with ThreadPoolExecutor() as pool:
+        making = pool.submit(make, run, tmp_path, retries=3, stop=stop)
+        while not log_file(tmp_path, run.name).exists():
+            time.sleep(0.05)
+        time.sleep(1)
+        stop.set()
+        told = making.result(timeout=30)
+    assert (told.state, told.attempts) == ("stopped", 1)
+    again = make(run, tmp_path, stop=stop)
+    assert (again.state, again.attempts) == ("stopped", 0)
+
+
+def test_the_last_words_of_a_run_are_why_it_failed(tmp_path: Path) -> None:
+    log = tmp_path / "run.log"
+    assert last_words(log) == ["its log is not there"]
+    log.write_text("$ first\nold trouble\n$ second\nthe loss is nan\nTo go on:\n  python -m x\n")
+    assert last_words(log, 1) == ["the loss is nan"]
+    log.write_text("$ first\n")
+    assert last_words(log) == ["it said nothing"]
 
 
 @pytest.mark.parametrize(
@@ -185,6 +242,7 @@ def test_waiting_for_a_folder_ends_at_once_where_nobody_is(tmp_path: Path) -> No
         ({"env_kwargs": {"max_turns": 1}}, "env_kwargs {}"),
         ({"policy": "models/large"}, "policy 'tiny'"),
         ({"report": "none"}, "report 'test'"),
+        ({"seed": 2}, "seed 1"),
     ],
 )
 def test_a_folder_of_another_run_is_refused(
@@ -193,6 +251,7 @@ def test_a_folder_of_another_run_is_refused(
     run = Run("DialogueQA-v0", "ppo", 1, 16, {"clip": 0.2})
     folder = write_run(tmp_path, run)
     refuse_another(run, folder)
+    refuse_another(dataclasses.replace(run, env="llm_envs:DialogueQA-v0"), folder)
     with pytest.raises(ValueError, match="Choose another folder with --out") as caught:
         refuse_another(dataclasses.replace(run, **change), folder)
     assert named in str(caught.value)

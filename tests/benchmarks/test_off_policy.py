@@ -212,6 +212,13 @@ def test_policies_are_distributions() -> None:
     own = frequencies(log, log)
     assert own.sum(1) == pytest.approx(1)
     assert own[0] == pytest.approx(np.bincount(log.actions) / 300)
+    apart = replace(log, positions=np.where(np.arange(300) < 150, 1, 3))
+    other = replace(log, positions=np.where(np.arange(300) < 150, 1, 2))
+    with pytest.raises(ValueError, match="nothing at a position"):
+        frequencies(other, apart)
+    elsewhere = np.eye(3)[np.where(log.actions == 0, 1, 0)]
+    with pytest.raises(ValueError, match="nothing that the target policy would"):
+        estimates(log, elsewhere, uniform(log))
     with pytest.raises(ValueError, match="Take two logs of one campaign"):
         frequencies(replace(log, items=np.eye(4)), log)
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from agents.runs import write_json
+from agents.runs import locked, write_json
 from benchmarks import report as reports
 from benchmarks.experiment import Run, log_file
 from benchmarks.figures import styles
@@ -156,13 +156,53 @@ def test_a_row_without_steps_is_damage_and_a_step_twice_is_none(tmp_path: Path) 
     assert read(tmp_path)[0].state == "corrupt"
 
 
-def test_environments_of_ones_own_and_seeds_twice(tmp_path: Path) -> None:
+def test_numbers_that_are_none_are_not_counted(tmp_path: Path) -> None:
+    runs = grid({"Mine-v0": 64}, ("ppo",), (1, 2), report="none")
+    write_run(tmp_path, runs[0], validations=[(0, 0.1), (32, 0.9)])
+    metrics = tmp_path / runs[0].name / "metrics.jsonl"
+    metrics.write_text(metrics.read_text() + '{"env_steps": 64, "eval/score": null}\n')
+    write_run(tmp_path, runs[1], validations=[(0, 0.1), (64, 0.4)])
+    scored = Run("Mine-v0", "ppo", 3, 64)
+    (write_run(tmp_path, scored, after=float("nan"))).is_dir()
+    found = {o.run.seed: o for o in read(tmp_path)}
+    assert (found[1].state, found[1].score) == ("done", None)
+    assert found[2].score == 0.4
+    assert found[3].state == "corrupt"
+    assert "score after training is nan" in found[3].why
+    report = report_of([*found.values()], "odd")
+    assert any("1 finished runs have no finite score" in text for text in report.warnings)
+
+
+def test_copies_and_other_splits_are_not_mixed_in(tmp_path: Path) -> None:
+    run = Run("Mine-v0", "ppo", 1, 64)
+    folder = write_run(tmp_path, run, after=0.9)
+    shutil.copytree(folder, folder.with_name(folder.name + "-backup"))
+    write_run(tmp_path, Run("Mine-v0", "grpo", 1, 64, report="validation"), after=0.5)
+    grid_found = reports.grid_of(read(tmp_path))
+    assert set(grid_found) == {"Mine-v0, test split", "Mine-v0, validation split"}
+    assert set(grid_found["Mine-v0, test split"]) == {"ppo", "ppo-backup"}
+
+
+def test_a_run_that_failed_says_why_and_one_that_goes_on_does_not(tmp_path: Path) -> None:
+    run = Run("Mine-v0", "ppo", 1, 64)
+    folder = write_run(tmp_path, run, taken=8)
+    log_file(tmp_path, run.name).parent.mkdir()
+    log_file(tmp_path, run.name).write_text("$ c\nThe loss is nan.\nTo go on:\n  python\n")
+    write_json(log_file(tmp_path, run.name).with_suffix(".json"), {"state": "failed"})
+    assert read(tmp_path)[0].why == "The loss is nan."
+    with locked(folder):
+        assert (read(tmp_path)[0].state, read(tmp_path)[0].why) == ("partial", "training just now")
+    (folder / "checkpoints" / "last" / "state.json").write_text("{")
+    assert read(tmp_path)[0].state == "corrupt"
+
+
+def test_environments_of_ones_own_and_runs_of_one_seed(tmp_path: Path) -> None:
     run = Run("Mine-v0", "ppo", 1, 64, env_kwargs={"a": 1})
     folder = write_run(tmp_path, run, validations=[(0, 0.1), (64, 0.4)])
     again = folder.with_name("Mine-v0-ppo-seed1-20260101-000000")
     shutil.copytree(folder, again)
     report = report_of(read(tmp_path), "mine")
-    assert 'Mine-v0 {"a": 1}, ppo: several runs have one seed.' in report.warnings
+    assert set(report.looks) == {"ppo", "ppo-20260101-000000"}
     (states,) = (section for section in report.sections if section.title == "Runs")
     assert {row[0] for row in states.tables[0].rows} == {folder.name, again.name}
 
@@ -357,6 +397,7 @@ PROBE = """
       name: t.name, x: [...(t.x || [])], y: [...(t.y || [])]}))])),
     wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     before: visible(),
+    ground: getComputedStyle(document.body).backgroundColor,
   };
   document.querySelector('.chip[data-variant="ppo"]').click();
   found.after = visible();
@@ -389,11 +430,13 @@ def browse(page: Path, place: Path, *flags: str) -> tuple[dict[str, Any], str]:
 @pytest.mark.parametrize(
     "flags",
     [("--window-size=1400,1000",), ("--window-size=500,900", "--force-dark-mode")],
-    ids=["desk", "narrow and dark"],
+    ids=["desk, light", "narrow, dark"],
 )
 def test_a_browser_shows_it(page: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
     found, console = browse(page, tmp_path, *flags)
     assert console == ""
+    dark = "--force-dark-mode" in flags
+    assert found["ground"] == ("rgb(16, 20, 24)" if dark else "rgb(255, 255, 255)")
     assert found["title"] == "llm-envs: fakes", "text of a run was taken for code"
     assert all(found["drawn"]), "a chart is empty"
     assert found["wide"] <= 0, "the page is wider than its window"

@@ -20,7 +20,7 @@ from agents.runs import read_metrics
 from benchmarks import suites
 from benchmarks.experiment import Run, Status, finished, log_file
 from benchmarks.suites import Suite, grid
-from benchmarks.sweep import Options, Overview, chosen, locally, read_suite, sweep
+from benchmarks.sweep import Options, Overview, chosen, locally, main, read_suite, sweep
 from fake_runs import write_run
 
 ENVS = {"DialogueQA-v0": 32}
@@ -73,8 +73,10 @@ def test_suites_that_make_no_sense_are_refused(tmp_path: Path) -> None:
         Suite("s", "", (run, replace(run, steps=9)))
     with pytest.raises(ValueError, match=r"'pppo'.* Did you mean 'ppo'"):
         Suite("s", "", (replace(run, agent="pppo"),))
-    with pytest.raises(ValueError, match="would be the name of a folder"):
+    with pytest.raises(ValueError, match="becomes a part of a folder's name"):
         Suite("s", "", (replace(run, label="a/b"),))
+    with pytest.raises(ValueError, match="that are not JSON"):
+        Suite("s", "", (replace(run, env_kwargs={"dataset": tmp_path}),))
     with pytest.raises(ValueError, match=r"'klip'.* Did you mean 'clip'"):
         Suite("s", "", (replace(run, settings={"klip": 0.1}),))
     with pytest.raises(ValueError, match=r"'smok'.* Did you mean 'smoke'"):
@@ -121,7 +123,9 @@ def test_what_is_missing_is_made_and_a_failure_stops_nobody(tmp_path: Path) -> N
         good[1]: "done",
     }
     assert "no/such/file.jsonl" in log_file(tmp_path, bad.name).read_text()
-    assert read_suite(tmp_path) == suite
+    listed = read_suite(tmp_path)
+    assert listed is not None
+    assert (listed.name, listed.about, listed.runs) == ("s", "why", suite.runs)
     before = {run: log_file(tmp_path, run.name).read_text() for run in good}
     again = sweep(Suite("t", "", good), options, quietly())
     assert all(status.state == "done" for status in again.values())
@@ -137,6 +141,49 @@ def test_a_folder_of_another_run_is_refused_before_anything_runs(tmp_path: Path)
     with pytest.raises(ValueError, match="holds a run with steps 64"):
         sweep(Suite("s", "", (first, second)), Options(out=tmp_path), quietly())
     assert not (tmp_path / first.name).exists()
+
+
+def test_two_sweeps_at_once_make_every_run_once(tmp_path: Path) -> None:
+    suite = tmp_path / "mine.py"
+    suite.write_text(
+        "from benchmarks.suites import Suite, grid\n"
+        "SUITE = Suite('mine', '', grid({'DialogueQA-v0': 32}, ('random',), (1, 2),"
+        " variants={'': {'eval_every': 0}}, report='none'))"
+    )
+    command = [sys.executable, "-m", "benchmarks.sweep", "--suite", str(suite)]
+    command += ["--out", str(tmp_path / "out"), "--workers", "2", "--retries", "0"]
+    both = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait(180) for process in both] == [0, 0]
+    for run in suites.load(str(suite)).runs:
+        assert finished(tmp_path / "out" / run.name)
+        assert log_file(tmp_path / "out", run.name).read_text().count("$ ") == 1
+
+
+def test_the_command_tells_what_failed_and_ends_with_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = tmp_path / "mine.py"
+    suite.write_text(
+        "from benchmarks.suites import Suite, grid\n"
+        "SUITE = Suite('mine', '', grid({'DialogueQA-v0': 32}, ('random',), (1,),"
+        " env_kwargs={'dataset': 'no/such/file.jsonl'}))"
+    )
+    argv = ["sweep", "--suite", str(suite), "--out", str(tmp_path / "out"), "--retries", "0"]
+    monkeypatch.setattr(sys, "argv", argv)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 1
+    printed = capsys.readouterr().out.replace("\n", "")
+    assert "0 of 1 runs done" in printed
+    assert "failed after 1 attempts" in printed
+    assert "no/such/file.jsonl" in printed
+    monkeypatch.setattr(sys, "argv", [*argv, "--dry-run"])
+    main()
+    assert "missing" in capsys.readouterr().out
 
 
 def test_an_exception_ends_the_queue() -> None:

@@ -15,8 +15,8 @@ def test_markdown_has_the_texts_and_escapes_what_would_end_a_cell() -> None:
 def test_the_terminal_shows_title_header_and_rows() -> None:
     console = Console(width=60, record=True, file=None, quiet=False)
     with console.capture() as shown:
-        console.print(Table("title", ("a", "b"), (("1", "x|y"),), numbers=1).rich())
-    assert all(text in shown.get() for text in ("title", "a", "b", "1", "x|y"))
+        console.print(Table("title", ("a", "b"), (("1", "x[/b]|y"),), numbers=1).rich())
+    assert all(text in shown.get() for text in ("title", "a", "b", "1", "x[/b]|y"))
 
 
 def test_a_cell_has_the_t_interval_over_seeds() -> None:

@@ -37,7 +37,7 @@ def test_a_log_is_arrays(tmp_path: Path) -> None:
     log = load_open_bandit(write(tmp_path, LOG), "random")
     assert len(log) == 6
     assert log.actions.tolist() == [0, 1, 0, 1, 0, 1]
-    assert log.positions.tolist() == [0, 1, 2, 0, 1, 2]
+    assert log.positions.tolist() == [1, 2, 3, 1, 2, 3]
     assert log.clicks.tolist() == [0, 0, 0, 0, 1, 0]
     assert log.propensities.tolist() == [0.5] * 6
     # Of u, v, w a column each but for the first; a feature with one category tells nothing.
@@ -74,6 +74,19 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     without = [{k: v for k, v in row.items() if k != "click"} for row in LOG]
     with pytest.raises(ValueError, match="lacks the columns click"):
         load_open_bandit(write(tmp_path, without), "random")
+
+
+@pytest.mark.parametrize("line", ["0,1,0,0.5,u,k", "0,1,0,0.5,u,k,0.0,9", '0,1,0,0.5,"u'])
+def test_a_line_of_another_length_is_named(tmp_path: Path, line: str) -> None:
+    file = write(tmp_path, LOG) / "random" / "all" / "all.csv"
+    file.write_text(file.read_text() + line + "\n")
+    with pytest.raises(ValueError, match=r"all\.csv, line 8 has more or fewer columns"):
+        load_open_bandit(tmp_path, "random")
+
+
+def test_an_item_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"item_id is '1', but another line has it"):
+        load_open_bandit(write(tmp_path, LOG, [*ITEMS, ITEMS[0]]), "random")
 
 
 def test_items_without_an_id_and_empty_logs_are_refused(tmp_path: Path) -> None:
