@@ -27,6 +27,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_new_tokens": 40,
     },
     "RecommendationClicks-v0": {"prompts": 4, "group_size": 4, "learning_rate": 3e-4},
+    "TextBattle-v0": {"prompts": 4, "group_size": 2, "entropy_coef": 0.03},
 }
 # The same for one agent, on any environment.
 AGENT_PRESETS: dict[str, dict[str, Any]] = {

@@ -47,7 +47,9 @@ class Agent(ABC, Generic[ConfigT]):
         env: Id of an environment.
         config: The agent's configuration; its defaults if left out.
         seed: Seed of the episodes and everything else.
-        env_kwargs: Arguments of the environment (``dataset``, ``max_turns``, …).
+        env_kwargs: Arguments of the environment (``dataset``, ``max_turns``, …). Its ``feedback``
+            corrupts the rewards of training; a drift goes by the environment steps of the run,
+            and by an episode's own steps within an update. Evaluation reads clean scores.
         device: ``"auto"`` or a torch device.
         world: The processes that train together (:func:`agents.distributed.join`).
         **settings: Single fields of the configuration, instead of ``config``.
@@ -161,6 +163,16 @@ class Agent(ABC, Generic[ConfigT]):
                 f"process, and torchrun started {self.world.size}. Start it without torchrun."
             )
         return self.config.rows
+
+    @property
+    def reset_options(self) -> dict[str, Any] | None:
+        """Options of the resets of training: how far the run is, for feedback that drifts.
+
+        By them a resumed run drifts on from where it was, whatever its new environments have seen.
+        """
+        if self.env_kwargs.get("feedback") is None:
+            return None
+        return {"feedback_steps": self.env_steps}
 
     @property
     def parameters_bytes(self) -> int:

@@ -99,7 +99,9 @@ class Baseline(Agent[BaselineConfigT]):
     def iterate(self) -> dict[str, float]:
         """Play a batch of episodes and learn from it."""
         seeds = episode_seeds(self.seed, self.iteration, self.config.episodes, 1)
-        steps = self.batch = play(self.player(False), self.envs, seeds=seeds)
+        steps = self.batch = play(
+            self.player(False), self.envs, seeds=seeds, options=self.reset_options
+        )
         trained = self.learn_from(steps)
         self.iteration += 1
         self.env_steps += len(steps)

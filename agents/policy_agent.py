@@ -223,7 +223,13 @@ class PolicyAgent(Agent[PolicyConfigT]):
         """
         c = self.config
         seeds = episode_seeds(self.seed, self.iteration, c.prompts, c.group_size)
-        own = collect(player, self.envs, seeds=self.world.share(seeds), look=look)
+        own = collect(
+            player,
+            self.envs,
+            seeds=self.world.share(seeds),
+            options=self.reset_options,
+            look=look,
+        )
         return merge(self.world.gather(own))
 
     def micro_batches(

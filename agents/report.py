@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,18 +105,32 @@ def _bounds(e: Evaluation) -> str:
 
 
 def _show_samples(before: Evaluation, after: Evaluation, console: Console, count: int) -> None:
-    pairs = list(zip(before.transcripts, after.transcripts, strict=True))
-    starts = [i for i, (old, _) in enumerate(pairs) if old["turn"] == 0]
-    ends = [*starts[1:], len(pairs)]
-    for k in range(0, len(starts), max(1, len(starts) // max(1, count)))[:count]:
-        console.print(f"\n[bold]{escape(pairs[starts[k]][0]['example_id'])}[/]")
-        for old, new in pairs[starts[k] : ends[k]]:
-            question = printable(new["question"])
+    sides = [_by_episode(e) for e in (before, after)]
+    episodes = list(sides[0])
+    for episode in episodes[:: max(1, len(episodes) // max(1, count))][:count]:
+        console.print(f"\n[bold]{escape(episode[0])}[/]")
+        # An episode may be longer with other answers.
+        for old, new in zip_longest(*(side[episode] for side in sides)):
+            question = printable((old or new)["question"])
             console.print(f"  [cyan]user[/]   {escape(question)}", highlight=False)
             for label, shown in (("before", old), ("after ", new)):
+                if shown is None:
+                    console.print(f"  [yellow]{label}[/] (was over)", highlight=False)
+                    continue
                 score = "-" if shown["score"] is None else f"{shown['score']:.2f}"
                 answer = escape(printable(shown["answer"]))
                 console.print(f"  [yellow]{label}[/] {answer}  [bold]{score}[/]", highlight=False)
+
+
+def _by_episode(evaluation: Evaluation) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """Return the turns of each episode: by its example, and the how manieth of it it is."""
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    times: Counter[str] = Counter()
+    for turn in evaluation.transcripts:
+        example = turn["example_id"]
+        times[example] += turn["turn"] == 0
+        found.setdefault((example, times[example]), []).append(turn)
+    return found
 
 
 @contextlib.contextmanager

@@ -252,10 +252,10 @@ def play(
     steps: list[Step] = []
     turn = 0
     while active:
-        references = envs.references if look else [()] * n
-        known = envs.candidate_scores if look else [None] * n
+        references = envs.unwrapped.references if look else [()] * n
+        known = envs.unwrapped.candidate_scores if look else [None] * n
         if look and isinstance(player, Oracle):
-            player.peek(envs)
+            player.peek(envs.unwrapped)
         if isinstance(player, MessageReader):
             seen = {r: _messages(each[r]) for r in active}
         else:
@@ -294,16 +294,24 @@ def _final_observation(observations: Any, infos: dict[str, Any], row: int) -> An
     return row_of(observations, row)
 
 
-def collect(player: Any, envs: Any, *, seeds: Sequence[int], look: bool = False) -> Rollout:
+def collect(
+    player: Any,
+    envs: Any,
+    *,
+    seeds: Sequence[int],
+    options: dict[str, Any] | None = None,
+    look: bool = False,
+) -> Rollout:
     """Play one episode in every row and lay out what was sampled and earned.
 
     Args:
         player: What ``policy.begin()`` returned.
         envs: A vector environment.
         seeds: One a row; rows with the same seed play the same episode.
+        options: Options of the reset.
         look: Let an :class:`Oracle` see the accepted answers.
     """
-    steps = play(player, envs, seeds=seeds, look=look)
+    steps = play(player, envs, seeds=seeds, options=options, look=look)
     number = {(s.row, s.turn): i for i, s in enumerate(steps)}
     parts: dict[str, list[float]] = {}
     for step in steps:

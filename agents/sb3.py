@@ -219,6 +219,7 @@ class SB3Agent(Agent[SB3ConfigT]):
                 self.model.action_space.seed(actions % 2**32)
                 # Row i has the seed episodes + i, far from those of any other iteration.
                 self.model.env.seed(episodes)
+                self.model.env.set_options(self.reset_options)
             try:
                 yield
             finally:

@@ -32,6 +32,7 @@ from benchmarks.tables import Table
 from llm_envs.core.task import Task
 from llm_envs.datasets.splits import SPLITS, Split, did_you_mean
 from llm_envs.tasks.recommendation_clicks import best_mean_choice
+from llm_envs.tasks.text_battle import fixed_response
 
 Rule = Callable[[Any], Any]
 """From an observation to an action."""
@@ -132,6 +133,7 @@ HEURISTICS = {
     "DialogueQA-v0": Heuristic("most similar span", most_similar_span),
     "Summarization-v0": Heuristic("lead sentence", lead_sentence),
     "RecommendationClicks-v0": Heuristic("best training mean", best_mean_choice),
+    "TextBattle-v0": Heuristic("best fixed response", fixed_response),
 }
 
 

@@ -11,3 +11,4 @@ __all__ = ["__version__", "register", "registered_ids"]
 register("DialogueQA-v0", "llm_envs.tasks.dialogue_qa:DialogueQA")
 register("Summarization-v0", "llm_envs.tasks.summarization:Summarization")
 register("RecommendationClicks-v0", "llm_envs.tasks.recommendation_clicks:RecommendationClicks")
+register("TextBattle-v0", "llm_envs.tasks.text_battle:TextBattle")

@@ -23,8 +23,8 @@ def register(id: str, task: str | type[Task[Any]]) -> None:
     for name in (id, f"llm_envs/{id}"):
         gym.register(
             id=name,
-            entry_point="llm_envs.core.env:TextEnv",
-            vector_entry_point="llm_envs.core.vector:TextVectorEnv",
+            entry_point="llm_envs.core.make:make_env",
+            vector_entry_point="llm_envs.core.make:make_vector_env",
             kwargs={"task": task},
         )
     if id not in _IDS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 from collections import Counter
@@ -14,9 +15,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from scipy.stats import bootstrap
 
 from agents.evaluation import Evaluation, evaluate, interval
+from agents.report import _show_samples
 from agents.rollout import collect, play
 from llm_envs.core.task import Outcome, WritingTask
 from llm_envs.tasks.recommendation_clicks import RecommendationClicks
@@ -468,3 +471,32 @@ def test_nobody_peeks_in_training(doubling: str) -> None:
         with pytest.raises(AttributeError, match="right"):
             run(player, envs, seeds=range(4))
         assert player.peeked == 0
+
+
+def test_samples_pair_episodes_whose_length_hangs_on_the_answers() -> None:
+    def played(answers: dict[str, list[str]]) -> Evaluation:
+        turns = [
+            {
+                "example_id": name,
+                "turn": i,
+                "question": f"{name} {i}?",
+                "answer": said,
+                "score": 0.5,
+            }
+            for name, episode in answers.items()
+            for i, said in enumerate(episode)
+        ]
+        ids = tuple(answers)
+        return Evaluation("validation", ids, ids, np.zeros(len(ids)), {}, tuple(turns))
+
+    before = played({"a": ["one"], "b": ["two", "three"]})
+    after = played({"a": ["four", "five"], "b": ["six"]})
+    console = Console(width=80, record=True, file=io.StringIO())
+    _show_samples(before, after, console, 2)
+    told = [line.strip() for line in console.export_text().splitlines() if line.strip()]
+    assert told == [
+        *("a", "user   a 0?", "before one  0.50", "after  four  0.50"),
+        *("user   a 1?", "before (was over)", "after  five  0.50"),
+        *("b", "user   b 0?", "before two  0.50", "after  six  0.50"),
+        *("user   b 1?", "before three  0.50", "after  (was over)"),
+    ]

@@ -61,9 +61,10 @@ def test_the_oracle_is_right_in_every_turn(env_id: str, split: Any) -> None:
     assert found.ci95 == (1.0, 1.0)
 
 
+@pytest.mark.parametrize("env_id", ["RecommendationClicks-v0", "TextBattle-v0"])
 @pytest.mark.parametrize("split", SPLITS)
-def test_the_oracle_takes_the_best_candidate(split: Any) -> None:
-    found = evaluate(OraclePlayer, "RecommendationClicks-v0", split=split, episodes=EPISODES)
+def test_the_oracle_takes_the_best_candidate(env_id: str, split: Any) -> None:
+    found = evaluate(OraclePlayer, env_id, split=split, episodes=EPISODES)
     np.testing.assert_array_equal(found.scores, found.parts["best"])
     np.testing.assert_array_equal(found.scores, found.parts["expected"])
     assert found.score < 1.0  # some steps offer nothing that would be clicked
@@ -268,12 +269,13 @@ def test_the_tables_tell_what_was_measured(measured: dict[str, dict[str, Evaluat
             assert cells[name] == f"{e.score:.3f} [{low:.3f}, {high:.3f}]"
             assert low <= e.score <= high
     table = expectation_table(found)
-    (row,) = table.rows  # of the choosing task alone
-    assert row[0] == "RecommendationClicks-v0"
-    assert row[-1].endswith("0.000 [0.000, 0.000]")  # an oracle regrets nothing
-    players = measured["RecommendationClicks-v0"]
-    regret = players["random"].part("best") - players["random"].part("expected")
-    assert f", {regret:.3f} [" in row[table.header.index("random: expected, regret")]
+    choosing = ["RecommendationClicks-v0", "TextBattle-v0"]
+    assert [row[0] for row in table.rows] == choosing
+    for row in table.rows:
+        assert row[-1].endswith("0.000 [0.000, 0.000]")  # an oracle regrets nothing
+        players = measured[row[0]]
+        regret = players["random"].part("best") - players["random"].part("expected")
+        assert f", {regret:.3f} [" in row[table.header.index("random: expected, regret")]
 
 
 def test_the_command_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:

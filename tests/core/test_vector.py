@@ -368,7 +368,9 @@ def test_a_group_plays_the_same_episodes_whatever_its_rows_do(id: str, seed: Any
         rewards.append(reward)
         for i in np.flatnonzero(terminated):
             begun[i].append(copy.deepcopy(vec.episodes[i].observation))
-    shown = first if isinstance(first, tuple) else list(zip(*first["candidates"], strict=True))
+    shown = first
+    if isinstance(first, dict):  # one of the two differs from the first step on
+        shown = list(zip(first["prompt"], *first["candidates"], strict=True))
     for row in (0, 3):
         count = min(len(begun[row + i]) for i in range(3))
         assert count > 5
