@@ -51,8 +51,8 @@ def importance_weights(target: Floats, actions: Ints, propensities: Floats) -> F
         (n,)
 
     Raises:
-        ValueError: A row of ``target`` is no distribution, a propensity is not in (0, 1], or
-            lengths differ.
+        ValueError: A row of ``target`` is no distribution, a propensity is not in (0, 1], an
+            action is not in [0, k), or lengths differ.
     """
     if target.ndim != 2 or not len(target) == len(actions) == len(propensities):
         raise ValueError(
@@ -65,6 +65,11 @@ def importance_weights(target: Floats, actions: Ints, propensities: Floats) -> F
         raise ValueError(
             "A propensity is not in (0, 1]. What was logged had a probability; one of 0 means "
             "that the log and its propensities do not belong together."
+        )
+    if not ((actions >= 0) & (actions < target.shape[1])).all():
+        raise ValueError(
+            f"An action is not in [0, {target.shape[1]}). Number the actions as the columns of the "
+            "target policy."
         )
     weights: Floats = target[np.arange(len(actions)), actions] / propensities
     return weights
@@ -147,6 +152,8 @@ class Support:
         effective: What they are worth, by Kong's measure.
         effective_clicks: The same of those that were clicked.
         largest_weight: Of an impression.
+        mean_weight: Near 1 where the log can show all that the target would and its propensities
+            are right: its expectation is the share of the target policy that the log can show.
         unseen: Share of what the target policy would show that the log never shows at its place.
     """
 
@@ -154,12 +161,45 @@ class Support:
     effective: float
     effective_clicks: float
     largest_weight: float
+    mean_weight: float
     unseen: float
+
+    @property
+    def relative_error(self) -> float:
+        """Standard error of IPS as a share of the estimate, about; infinite without a click."""
+        return self.effective_clicks**-0.5 if self.effective_clicks else float("inf")
+
+    @property
+    def problem(self) -> str:
+        """Why nothing should be concluded, and the cure; empty if something may be.
+
+        Clicks may be too few (`FEWEST_CLICKS`). Or they are many, and of the wrong items: where the
+        log cannot show what the target would, IPS is too low by as much as the mean weight is
+        below 1, and its interval cannot know. That is told when it is more than half the width of
+        the interval, two standard errors. (`unseen` would not do: what could have been shown and
+        by chance was not is part of the standard error already.)
+        """
+        cure = "Take a longer log, or a target policy nearer to the one that was logged."
+        if not self.effective_clicks:
+            return f"Nothing that the target policy would show was clicked. {cure}"
+        if self.effective_clicks < FEWEST_CLICKS:
+            return (
+                f"{self.effective_clicks:.1f} effective clicks are too few to conclude from: the "
+                f"standard error of an estimate is about {self.relative_error:.0%} of it. {cure}"
+            )
+        if abs(self.mean_weight - 1) > 2 * self.relative_error:
+            return (
+                f"The mean weight is {self.mean_weight:.2f} and not near 1: the log cannot show "
+                "much of what the target policy would, or its propensities are wrong, and no "
+                "interval covers that. Take a log that can show it, or a target policy nearer to "
+                "the one that was logged."
+            )
+        return ""
 
     @property
     def too_small(self) -> bool:
         """Whether nothing should be concluded."""
-        return self.effective_clicks < FEWEST_CLICKS
+        return bool(self.problem)
 
 
 def support(log: LoggedBandit, target: Floats, weights: Floats) -> Support:
@@ -177,16 +217,11 @@ def support(log: LoggedBandit, target: Floats, weights: Floats) -> Support:
         effective_size(weights),
         effective_size(weights[log.clicks > 0]),
         float(weights.max()),
+        float(weights.mean()),
         float((target * ~shown[log.positions]).sum(1).mean()),
     )
-    if found.too_small:
-        warnings.warn(
-            f"{found.effective_clicks:.1f} effective clicks are too few to conclude from: the "
-            "standard error of an estimate is about "
-            f"{1 / max(found.effective_clicks, 1e-9) ** 0.5:.0%} of it. Take a longer log, or a "
-            "target policy nearer to the one that was logged.",
-            stacklevel=2,
-        )
+    if found.problem:
+        warnings.warn(found.problem, stacklevel=2)
     return found
 
 
@@ -257,8 +292,10 @@ def uniform(log: LoggedBandit) -> Floats:
 def frequencies(made_by: LoggedBandit, log: LoggedBandit) -> Floats:
     """The policy that made a log, for the impressions of another, (n, k).
 
-    Its probabilities are how often it showed an item at a position: those of Open Bandit's
-    policies do not depend on the user.
+    Its probabilities are how often it showed an item at a position. Those of Open Bandit's
+    policies do not depend on the user. Thompson sampling changed them during the week, and the
+    logged propensities tell only those of what was shown: this is its mean over the log, whose
+    click rate is the logged one as far as that of an item does not change meanwhile.
 
     Args:
         made_by: The log that the policy made.
@@ -303,8 +340,8 @@ def estimates(
     Args:
         log: What another policy showed.
         target: (n, k) probabilities of the target policy.
-        expected: (n, k) expected clicks; see :func:`click_model`. They are taken as given: the
-            intervals do not hold what fitting them again would change.
+        expected: (n, k) expected clicks; see :func:`click_model`. They and the target policy are
+            taken as given: the intervals do not hold what estimating them again would change.
         seed: Of the resamples.
 
     Raises:
@@ -324,7 +361,10 @@ def estimates(
 
 
 def _estimate(name: str, terms: Floats, over: Floats | None = None, *, seed: int) -> Estimate:
-    """Mean of the terms, over the mean of ``over`` if given, and its bootstrap interval."""
+    """Mean of the terms, over the mean of ``over`` if given, and its bootstrap interval.
+
+    A resample whose ``over`` are all 0 has no ratio and is left out.
+    """
     over = np.ones_like(terms) if over is None else over
     rng = np.random.default_rng(seed)
     n = len(terms)
@@ -332,8 +372,9 @@ def _estimate(name: str, terms: Floats, over: Floats | None = None, *, seed: int
     means = np.empty(RESAMPLES)
     for i in range(RESAMPLES):
         counts = np.bincount(rng.integers(n, size=n), minlength=n)
-        means[i] = (counts @ terms) / (counts @ over)
-    low, high = np.quantile(means, (0.025, 0.975))
+        total = counts @ over
+        means[i] = (counts @ terms) / total if total else np.nan
+    low, high = np.nanquantile(means, (0.025, 0.975))
     return Estimate(name, float(terms.mean() / over.mean()), float(low), float(high))
 
 
@@ -397,13 +438,17 @@ def main(options: Options) -> None:
     )
     unseen = f"{known.unseen:.1%} of what it would show was never shown"
     console.print(
-        f"{worth}; the largest weight is {known.largest_weight:.1f}, and {unseen}. "
+        f"{worth}; the largest weight is {known.largest_weight:.1f}, their mean "
+        f"{known.mean_weight:.2f}, and {unseen}. "
         "DM's interval leaves out that its model may be wrong."
     )
     for warning in caught:
         console.print(str(warning.message), style="yellow")
     if options.json is not None:
-        told: dict[str, Any] = {"estimates": [asdict(e) for e in found], "support": asdict(known)}
+        told: dict[str, Any] = {
+            "estimates": [asdict(e) for e in found],
+            "support": asdict(known) | {"too_small": known.too_small, "problem": known.problem},
+        }
         write_json(options.json, told)
 
 

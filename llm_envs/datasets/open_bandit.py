@@ -30,15 +30,17 @@ Ints = npt.NDArray[np.int64]
 
 POLICIES: Final = ("random", "bts")
 CAMPAIGNS: Final = ("all", "men", "women")
+POSITIONS: Final = 3
+"""Items that stand side by side: left is 1, right is 3."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoggedBandit:
     """What a policy showed, and what was clicked.
 
     Attributes:
         actions: (n,) the item that was shown, in [0, k).
-        positions: (n,) where it stood, as the file numbers it (from 1).
+        positions: (n,) where it stood, as the file numbers it, from 1 to 3.
         clicks: (n,) 1.0 if it was clicked, else 0.0.
         propensities: (n,) in (0, 1], the probability with which the policy chose the item.
         users: (n, u) whom it was shown to: each category of each user feature, 0 or 1.
@@ -83,8 +85,9 @@ def load_open_bandit(folder: str | Path, policy: str, campaign: str = "all") -> 
         action = line.number("item_id", whole=True)
         if not 0 <= action < len(items):
             raise line.error("item_id", f"there are the items 0 to {len(items) - 1}")
-        if line.number("position", whole=True) < 0:
-            raise line.error("position", "positions are numbered from 1")
+        position = line.number("position", whole=True)
+        if not 1 <= position <= POSITIONS:
+            raise line.error("position", f"there are the positions 1 to {POSITIONS}")
         click = line.number("click")
         if click not in (0, 1):
             raise line.error("click", "a click is 0 or 1")
@@ -93,7 +96,7 @@ def load_open_bandit(folder: str | Path, policy: str, campaign: str = "all") -> 
             raise line.error("propensity_score", "a probability of what was shown is in (0, 1]")
         for name, value in (
             ("action", action),
-            ("position", line.number("position", whole=True)),
+            ("position", position),
             ("click", click),
             ("propensity", propensity),
         ):
@@ -118,7 +121,8 @@ def _items(path: Path) -> Floats:
         item = int(line.number("item_id", whole=True))
         if item in known:
             raise line.error("item_id", "another line has it, too")
-        known[item] = (line.number("item_feature_0"), line.starting("item_feature")[1:])
+        categories = line.starting("item_feature", but="item_feature_0")
+        known[item] = (line.number("item_feature_0"), categories)
     if sorted(known) != list(range(len(known))) or not known:
         raise ValueError(
             f"{path} has {len(known)} items, whose ids are not 0 to {len(known) - 1}. The log "
@@ -154,8 +158,10 @@ class _Line:
             raise self.error(column, f"it has to be a {'whole ' * whole}number")
         return value
 
-    def starting(self, prefix: str) -> tuple[str, ...]:
-        return tuple(value for name, value in self.values.items() if name.startswith(prefix))
+    def starting(self, prefix: str, but: str = "") -> tuple[str, ...]:
+        return tuple(
+            value for name, value in self.values.items() if name.startswith(prefix) and name != but
+        )
 
     def error(self, column: str, why: str) -> ValueError:
         return ValueError(
@@ -166,7 +172,7 @@ class _Line:
 
 def _lines(path: Path, needed: tuple[str, ...]) -> Iterator[_Line]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             missing = [name for name in needed if name not in (reader.fieldnames or ())]
             if missing:

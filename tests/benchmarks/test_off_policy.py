@@ -113,6 +113,12 @@ def test_what_is_no_policy_is_refused(target: Any, propensities: Any, message: s
         importance_weights(target, np.zeros(4, np.int64), propensities)
 
 
+@pytest.mark.parametrize("action", [-1, 3])
+def test_an_action_that_the_policy_does_not_know_is_refused(action: int) -> None:
+    with pytest.raises(ValueError, match=r"not in \[0, 3\)"):
+        importance_weights(np.full((1, 3), 1 / 3), np.array([action]), np.ones(1))
+
+
 # --- with a log ----------------------------------------------------------------------------------
 
 
@@ -147,6 +153,8 @@ def test_estimates_are_near_the_truth_and_their_intervals_shrink_with_the_log() 
     assert found["IPS"].value == pytest.approx(ips(weights, log.clicks).mean())
     short, short_target = logged(2_000)
     wide = {e.name: e for e in estimates(short, short_target, click_model(short))}
+    assert list(wide.values()) == estimates(short, short_target, click_model(short))
+    assert list(wide.values()) != estimates(short, short_target, click_model(short), seed=1)
     assert wide["IPS"].high - wide["IPS"].low > 2 * (found["IPS"].high - found["IPS"].low)
 
 
@@ -160,6 +168,47 @@ def test_intervals_are_as_wide_as_the_standard_error_says() -> None:
     found = estimates(log, target, np.zeros_like(target))[0]
     expected = 3.92 * terms.std() / len(terms) ** 0.5
     assert found.high - found.low == pytest.approx(expected, rel=0.1)
+
+
+def test_the_interval_of_snips_is_that_of_a_ratio() -> None:
+    """Where all is clicked, SNIPS is 1 whatever is drawn, and IPS is not."""
+    log, target = logged(1_000)
+    log = replace(log, clicks=np.ones(1_000))
+    found = {e.name: e for e in estimates(log, target, np.zeros_like(target))}
+    assert (found["SNIPS"].low, found["SNIPS"].high) == pytest.approx((1, 1))
+    assert found["IPS"].high - found["IPS"].low > 0.05
+
+
+def test_resamples_without_a_weight_are_left_out() -> None:
+    """One impression of twenty has a weight, and a resample lacks it with 0.95^20 = 36 %."""
+    log, _ = logged(20)
+    log = replace(log, actions=np.append(1, np.zeros(19, np.int64)), clicks=np.ones(20))
+    target = np.tile([0.0, 1.0, 0.0], (20, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        snips_found = estimates(log, target, np.zeros((20, 3)))[1]
+    assert (snips_found.low, snips_found.high) == pytest.approx((1, 1))
+
+
+def test_the_logistic_regression_is_the_minimum_and_its_intercept_is_free() -> None:
+    """Newton's method, which needs no value of the loss, comes to the same weights."""
+    rng = np.random.default_rng(0)
+    x = np.column_stack([np.ones(400), rng.normal(size=(400, 3))])
+    y = (rng.random(400) < 1 / (1 + np.exp(2 - x[:, 1] - x[:, 2]))).astype(float)
+    ridge, weights = 20.0, np.zeros(4)
+    penalty = np.diag([0.0, ridge, ridge, ridge])
+    for _ in range(30):
+        p = 1 / (1 + np.exp(-x @ weights))
+        hessian = x.T @ (x * (p * (1 - p))[:, None]) + penalty
+        weights = weights - np.linalg.solve(hessian, x.T @ (p - y) + penalty @ weights)
+    assert off_policy._logistic(x, y, ridge) == pytest.approx(weights, abs=1e-4)
+
+
+def test_folds_are_checked() -> None:
+    log, _ = logged(300)
+    for folds in (1, 301):
+        with pytest.raises(ValueError, match=f"300 impressions for {folds} folds"):
+            click_model(log, folds=folds)
 
 
 def test_the_click_model_is_right_where_it_can_be_and_has_not_seen_what_it_scores() -> None:
@@ -192,6 +241,43 @@ def test_too_little_support_is_warned_of() -> None:
         warnings.simplefilter("error")
         weights = importance_weights(target, large.actions, large.propensities)
         assert not support(large, target, weights).too_small
+
+
+def test_many_clicks_of_the_wrong_items_are_warned_of() -> None:
+    """A log of one item only says nothing of the others, however often it was clicked."""
+    n, k = 2_000, 50
+    rng = np.random.default_rng(0)
+    clicks = (rng.random(n) < 0.3).astype(float)
+    one = np.zeros(n, np.int64)
+    log = LoggedBandit(one, one + 1, clicks, np.ones(n), np.zeros((n, 0)), np.eye(k)[:, 1:])
+    weights = importance_weights(uniform(log), log.actions, log.propensities)
+    with pytest.warns(UserWarning, match=r"mean weight is 0\.02 and not near 1"):
+        found = support(log, uniform(log), weights)
+    assert found.effective_clicks > 500
+    assert found.unseen == pytest.approx(0.98)
+    assert found.too_small
+
+
+def test_what_chance_left_unseen_is_no_lack_of_support() -> None:
+    """As many items as impressions: 37 % are not seen, and IPS of a uniform policy is the mean."""
+    n = 1_000
+    rng = np.random.default_rng(0)
+    actions, clicks = rng.integers(n, size=n), (rng.random(n) < 0.5).astype(float)
+    ones = np.ones(n, np.int64)
+    log = LoggedBandit(actions, ones, clicks, np.full(n, 1 / n), np.zeros((n, 0)), np.eye(n))
+    weights = importance_weights(uniform(log), log.actions, log.propensities)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = support(log, uniform(log), weights)
+    assert 0.3 < found.unseen < 0.45
+    assert not found.too_small
+
+
+def test_without_a_click_no_error_is_told() -> None:
+    log, target = logged(200)
+    weights = importance_weights(target, log.actions, log.propensities)
+    with pytest.warns(UserWarning, match="Nothing that the target policy would show was clicked"):
+        assert support(replace(log, clicks=np.zeros(200)), target, weights).too_small
 
 
 def test_what_was_never_shown_is_counted() -> None:
@@ -231,7 +317,7 @@ def obp() -> Iterator[Any]:
     """The estimators of the package obp; its other parts need more than they do."""
     spec = importlib.util.find_spec("obp")
     if spec is None or spec.submodule_search_locations is None:
-        pytest.skip("obp is not installed (pip install --no-deps obp scikit-learn)")
+        pytest.skip("obp is not installed (pip install --no-deps obp scikit-learn threadpoolctl)")
     place = Path(spec.submodule_search_locations[0])
     others = set(sys.modules)
     for name, folder in (("obp", place), ("obp.ope", place / "ope")):
@@ -309,6 +395,21 @@ def test_the_command_puts_what_was_logged_beside_the_estimates(
         assert told[name]["value"] == pytest.approx(0.24, abs=0.05)
         assert f"{told[name]['value']:.3%}" in printed
     assert "3,000 impressions are worth" in printed
+    assert "too few" not in printed
+    assert json.loads(file.read_text())["support"]["too_small"] is False
+
+
+def test_the_command_says_when_nothing_can_be_concluded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_logs(tmp_path)
+    log = folder / "random" / "all" / "all.csv"
+    log.write_text("\n".join(log.read_text().split("\n")[:61]))
+    off_policy.main(Options(folder, json=tmp_path / "figures.json"))
+    assert "effective clicks are too few" in " ".join(capsys.readouterr().out.split())
+    told = json.loads((tmp_path / "figures.json").read_text())["support"]
+    assert told["too_small"] is True
+    assert "too few" in told["problem"]
 
 
 def test_the_command_estimates_a_policy_without_a_log(tmp_path: Path) -> None:

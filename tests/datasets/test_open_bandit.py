@@ -56,6 +56,8 @@ def test_a_log_is_arrays(tmp_path: Path) -> None:
         ({"propensity_score": "nan"}, "propensity_score is 'nan'"),
         ({"item_id": 2}, "item_id is '2', but there are the items 0 to 1"),
         ({"item_id": 0.5}, "item_id is '0.5', but it has to be a whole number"),
+        ({"position": 0}, "position is '0', but there are the positions 1 to 3"),
+        ({"position": 10**12}, "position is '1000000000000', but there are the positions 1 to 3"),
     ],
 )
 def test_a_damaged_line_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -99,6 +101,18 @@ def test_items_without_an_id_and_empty_logs_are_refused(tmp_path: Path) -> None:
     header.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="not text in UTF-8"):
         load_open_bandit(tmp_path, "random")
+
+
+def test_columns_are_known_by_their_names(tmp_path: Path) -> None:
+    turned = [dict(reversed(item.items())) for item in ITEMS]
+    log = load_open_bandit(write(tmp_path, LOG, turned), "random")
+    assert log.items.tolist() == [[-1, 0], [1, 1]]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
+    file = write(tmp_path, LOG) / "random" / "all" / "all.csv"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())  # as spreadsheets write UTF-8
+    assert load_open_bandit(tmp_path, "random").actions.tolist() == [0, 1, 0, 1, 0, 1]
 
 
 def test_items_alike_in_their_number_stay_finite(tmp_path: Path) -> None:
