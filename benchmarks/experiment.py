@@ -195,7 +195,8 @@ def make(
             tell(Status("running", sweep, attempt))
             command = run.command(folder, threads=threads, track=track)
             code = _train(command, log, threads, stop, mine)
-            stopped = stop.is_set() or code in (0, 130)  # it was told to stop, by us or another
+            # It was told to stop, by us or by another; before it trains, the signal ends it.
+            stopped = stop.is_set() or code in (0, 130, -signal.SIGINT, -signal.SIGTERM)
             state: State = "stopped" if stopped else "failed"
             if finished(folder):
                 state = "done"
@@ -236,14 +237,15 @@ def _train(
             env=process_environment(threads),
             pass_fds=() if lock is None else (lock,),
             # In a session of its own it is told to stop once, by us: a second signal, such as
-            # that of a terminal, would end it before it has saved.
+            # that of a terminal, would end it before it has saved. (It is SIGTERM, as what is
+            # begun by a shell in the background is deaf to SIGINT.)
             start_new_session=True,
         )
         told = False
         try:
             while True:
                 if stop.is_set() and not told:
-                    process.send_signal(signal.SIGINT)
+                    process.terminate()
                     told = True
                 try:
                     return process.wait(timeout=0.5)
@@ -251,7 +253,7 @@ def _train(
                     continue
         except BaseException:  # Ray interrupts a task that is cancelled
             if not told:
-                process.send_signal(signal.SIGINT)
+                process.terminate()
             process.wait()
             raise
 

@@ -428,7 +428,7 @@ def read_suite(out: Path) -> Listed | None:
 def main() -> None:
     """Run what is missing; tell what failed."""
     console = Console()
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does
     try:
         options = tyro.cli(Options, description=__doc__, prog="python -m benchmarks.sweep")
         suite = suites.load(options.suite)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,16 @@ def test_an_exception_ends_the_queue() -> None:
     assert stop.is_set(), "those under way were not told"
 
 
+@pytest.fixture
+def hearing() -> Iterator[None]:
+    """Processes that are begun here hear SIGINT, wherever the tests run: in the background of a
+    shell they would inherit its being ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("hearing")
 @pytest.mark.parametrize("way", ["of a terminal", "by kill"])
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path, way: str) -> None:
     suite = tmp_path / "mine.py"
