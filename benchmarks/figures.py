@@ -217,7 +217,7 @@ def save_png(charts: Sequence[Chart], looks: Mapping[str, Style], path: Path) ->
             for n in names
         ]
         figure.legend(
-            handles=handles, loc="outside lower center", ncols=min(6, len(names)), fontsize="small"
+            handles=handles, loc="outside lower center", ncols=2 * len(charts), fontsize="small"
         )
     figure.savefig(path, dpi=144)
 

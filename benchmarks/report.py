@@ -305,7 +305,10 @@ def regret(grid: Grid) -> Section | None:
             charts.append(Chart(name_of, *labels, "lines", tuple(series)))
     if not charts:
         return None
-    text = "Score lost to the best possible choices while training: what learning cost the users."
+    text = (
+        "Score lost to the best possible choices while training: what learning cost the users. "
+        "Imitation is shown the best choices, and has none."
+    )
     return Section("Cumulative regret", (text,), tuple(charts))
 
 
