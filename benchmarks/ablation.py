@@ -26,6 +26,7 @@ from benchmarks.experiment import Run, finished, validation_scores
 from benchmarks.suites import Suite
 from benchmarks.suites.ablation import STEPS, TUNED, Reading, run_of
 from benchmarks.sweep import Options, sweep
+from benchmarks.tables import Table
 
 RATES = {
     ("broadcast", "sgd"): (1e-4, 1e-3, 1e-2),
@@ -99,13 +100,10 @@ def table(a: Arguments) -> list[dict[str, Any]]:
     return rows
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
+def side_by_side(rows: list[dict[str, Any]]) -> Table:
     """Return the rows as a table, environments beside each other."""
     envs = list(dict.fromkeys(row["env"] for row in rows))
-    lines = [
-        "| direction | loss term | precondition | anchor | " + " | ".join(envs) + " |",
-        "| --- " * (4 + len(envs)) + "|",
-    ]
+    lines: list[tuple[str, ...]] = []
     for reading in TUNED:
         cells = []
         for env in envs:
@@ -122,11 +120,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             cells.append(
                 f"{row['mean']:+.3f} ({low:+.3f} … {high:+.3f}; α {row['learning_rate']:g}{note})"
             )
-        lines.append(
-            f"| {reading.direction} | {reading.loss_term} | {reading.precondition} | "
-            f"{reading.anchor} | " + " | ".join(cells) + " |"
-        )
-    return "\n".join(lines)
+        lines.append((*asdict(reading).values(), *cells))
+    header = ("direction", "loss term", "precondition", "anchor", *envs)
+    return Table("", header, tuple(lines))
 
 
 def complete(name: str, runs: list[Run], a: Arguments) -> None:
@@ -155,7 +151,7 @@ def main() -> None:
     rows = table(a)
     a.out.mkdir(parents=True, exist_ok=True)
     (a.out / "ablation.json").write_text(json.dumps(rows, indent=1))
-    Console().print(markdown(rows), markup=False, highlight=False, soft_wrap=True)
+    Console().print(side_by_side(rows).markdown(), markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

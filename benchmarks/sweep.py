@@ -240,7 +240,6 @@ class Overview:
     def __init__(self, runs: Sequence[Run], out: Path, sweep: str) -> None:
         self.runs, self.out, self.sweep = runs, out, sweep
         self.ended = {run: Status("done") for run in runs if finished(out / run.name)}
-        self._began = time.monotonic()
 
     def state(self, run: Run) -> Status:
         """Return what a run is doing."""
