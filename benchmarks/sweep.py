@@ -56,7 +56,7 @@ class Options:
     """What to run, where, and how."""
 
     suite: str = "smoke"
-    """Suite: smoke, core, ablation, or a file of yours that makes a SUITE."""
+    """Suite: smoke, core, ablation, robustness, or a file of yours that makes a SUITE."""
     out: Path | None = None
     """Where the run folders lie, by default runs/<suite>. All nodes of a cluster have to see it."""
     launcher: Literal["local", "ray"] = "local"

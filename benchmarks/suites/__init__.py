@@ -1,6 +1,6 @@
 """Suites: lists of runs that answer one question.
 
-A suite is a small file that makes a ``SUITE``; ``smoke``, ``core`` and ``ablation`` are here, and
+A suite is a small file that makes a ``SUITE``; those of `SHIPPED` are here, and
 ``python -m benchmarks.sweep --suite mine.py`` takes one of yours.
 """
 
@@ -21,7 +21,7 @@ from agents.settings import settings_class
 from benchmarks.experiment import Run
 from llm_envs.datasets.splits import did_you_mean
 
-SHIPPED: Final = ("smoke", "core", "ablation")
+SHIPPED: Final = ("smoke", "core", "ablation", "robustness")
 
 
 @dataclass(frozen=True)
