@@ -114,12 +114,17 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, data: bytes) -> None:
     """Write a file so that a crash or a power failure leaves the old one or the new one."""
     temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(data)
     sync(temporary)
     os.replace(temporary, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, as :func:`write_bytes` does."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 def append(file: io.FileIO, data: bytes) -> None:

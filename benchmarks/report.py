@@ -434,15 +434,24 @@ def answers(grid: Grid) -> Section | None:
     return Section("Answers before and after", transcripts=tuple(found))
 
 
+def shown_episodes(outcome: Outcome) -> list[str]:
+    """Return the ids of a few evenly spaced episodes that a run played before and after."""
+    played: dict[str, dict[str, None]] = {"before": {}, "after": {}}
+    for row in outcome.transcripts:
+        if row["when"] in played:
+            played[row["when"]][row["example_id"]] = None
+    both = [example for example in played["before"] if example in played["after"]]
+    return both[:: max(1, len(both) // SAMPLES)][:SAMPLES]
+
+
 def turns_of(outcome: Outcome) -> tuple[Turn, ...]:
-    """Return a few evenly spaced episodes of a run's transcripts, before beside after."""
+    """Return what was answered in the episodes that are shown, before beside after."""
     sides: dict[str, dict[tuple[str, int], dict[str, Any]]] = {"before": {}, "after": {}}
     for row in outcome.transcripts:
-        if row.get("when") in sides:
+        if row["when"] in sides:
             sides[row["when"]].setdefault((row["example_id"], row["turn"]), row)
     both = [key for key in sides["before"] if key in sides["after"]]
-    episodes = list(dict.fromkeys(example for example, _ in both))
-    chosen = set(episodes[:: max(1, len(episodes) // SAMPLES)][:SAMPLES])
+    shown = shown_episodes(outcome)
     return tuple(
         Turn(
             printable(str(sides["before"][key]["question"])),
@@ -451,7 +460,7 @@ def turns_of(outcome: Outcome) -> tuple[Turn, ...]:
             (sides["before"][key]["score"], sides["after"][key]["score"]),
         )
         for key in both
-        if key[0] in chosen
+        if key[0] in shown
     )
 
 
