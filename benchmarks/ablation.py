@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -22,7 +23,8 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from benchmarks.experiment import Run, finished, validation_scores
+from benchmarks.experiment import Run
+from benchmarks.results import Outcome, read
 from benchmarks.suites import Suite
 from benchmarks.suites.ablation import STEPS, TUNED, Reading, run_of
 from benchmarks.sweep import Options, sweep
@@ -65,28 +67,35 @@ def tried(reading: Reading, env: str, rate: float, seed: int) -> Run:
     return run_of(reading, env, rate, seed, f"{reading.name}-{rate:g}")
 
 
-def last_score(folder: Path) -> float:
+def last_score(outcome: Outcome | None) -> float:
     """Return the validation score after training; -inf of a run that is not there or broke off."""
-    scores = validation_scores(folder)
-    return scores[-1][1] if finished(folder) and len(scores) > 1 else -math.inf
+    return -math.inf if outcome is None or outcome.score is None else outcome.score
 
 
-def best_rate(reading: Reading, env: str, a: Arguments) -> float:
+def outcomes(out: Path) -> dict[str, Outcome]:
+    """Return what there is, by the names of the folders."""
+    return {o.folder.name: o for o in read(out)} if any(out.glob("*/config.json")) else {}
+
+
+def best_rate(reading: Reading, env: str, a: Arguments, found: Mapping[str, Outcome]) -> float:
     """Return the learning rate that did best with the first seed; of equals the smallest."""
     return max(
         rates_of(reading),
-        key=lambda r: (last_score(a.out / tried(reading, env, r, a.seeds[0]).name), -r),
+        key=lambda r: (last_score(found.get(tried(reading, env, r, a.seeds[0]).name)), -r),
     )
 
 
 def table(a: Arguments) -> list[dict[str, Any]]:
     """Return what every reading came to, one row a reading and environment."""
+    found = outcomes(a.out)
     rows = []
     for env, reading in product(a.envs, TUNED):
-        rate = best_rate(reading, env, a)
-        folders = [a.out / tried(reading, env, rate, seed).name for seed in a.seeds]
-        scores = [(validation_scores(f)[0][1], last_score(f)) for f in folders if finished(f)]
-        gains = [last - first for first, last in scores if math.isfinite(last)]
+        rate = best_rate(reading, env, a, found)
+        names = [tried(reading, env, rate, seed).name for seed in a.seeds]
+        whole = [found[name] for name in names if name in found]
+        gains = [
+            o.score - o.initial for o in whole if o.score is not None and o.initial is not None
+        ]
         rows.append(
             {
                 "env": env,
@@ -94,7 +103,7 @@ def table(a: Arguments) -> list[dict[str, Any]]:
                 "learning_rate": rate,
                 "gains": gains,
                 "mean": float(np.mean(gains)) if gains else math.nan,
-                "missing": len(folders) - len(gains),
+                "missing": len(names) - len(gains),
             }
         )
     return rows
@@ -142,8 +151,9 @@ def main() -> None:
                 for rate in rates_of(reading)
             ]
             complete("tuning", tuning, a)
+            found = outcomes(a.out)
             chosen = [
-                tried(reading, env, best_rate(reading, env, a), seed)
+                tried(reading, env, best_rate(reading, env, a, found), seed)
                 for seed in a.seeds[1:]
                 for reading in TUNED
             ]

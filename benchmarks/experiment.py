@@ -315,12 +315,3 @@ def steps_taken(folder: Path) -> int:
 def result(folder: Path) -> dict[str, Any]:
     """Return what ``result.json`` of a finished run holds."""
     return json.loads((folder / "result.json").read_text())  # type: ignore[no-any-return]
-
-
-def validation_scores(folder: Path) -> list[tuple[int, float]]:
-    """Return (environment steps, score) of each validation of a run, in order."""
-    path = folder / "metrics.jsonl"
-    rows = runs.read_metrics(path) if path.exists() else []
-    return [
-        (row["env_steps"], row["eval/score"]) for row in rows if row.get("eval/score") is not None
-    ]

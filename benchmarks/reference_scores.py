@@ -8,17 +8,20 @@ Every player meets the same episodes, those of ``agents.evaluation.evaluate``; t
 - random: on writing tasks one to three successive words of the conversation; on choosing tasks
   any candidate.
 - heuristic: ``HEURISTICS`` says which rule plays which environment. It reads what a policy reads.
-- oracle: the accepted answer, or the candidate, that scores best.
+- oracle: the accepted answer, or the candidate, that scores best in expectation.
+- optimum: the choices that score best over a whole episode, where the task tells them. The oracle,
+  who looks at one step, has less where a choice changes what comes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Literal
 
+import gymnasium as gym
 import numpy as np
 import tyro
 from rich.console import Console
@@ -31,7 +34,7 @@ from agents.rollout import Player
 from benchmarks.tables import Table
 from llm_envs.core.task import Task
 from llm_envs.datasets.splits import SPLITS, Split, did_you_mean
-from llm_envs.tasks.recommendation_clicks import best_mean_choice
+from llm_envs.tasks.recommendation_clicks import SIMULATED, best_mean_choice
 from llm_envs.tasks.text_battle import fixed_response
 
 Rule = Callable[[Any], Any]
@@ -137,6 +140,16 @@ HEURISTICS = {
 }
 
 
+VARIANTS: Final[Mapping[str, tuple[dict[str, Any], ...]]] = {
+    "RecommendationClicks-v0": (
+        {},
+        {"dataset": SIMULATED},
+        {"dataset": SIMULATED, "max_turns": 50},
+    ),
+}
+"""The arguments to play an environment with, where the defaults are not all."""
+
+
 # --- players: what evaluate() plays --------------------------------------------------------------
 
 
@@ -181,6 +194,24 @@ class OraclePlayer(ScriptedPlayer):
         return _surely(self.best[row], observation)
 
 
+class OptimalPlayer(ScriptedPlayer):
+    """Plays the choices that score best over whole episodes, as the task tells them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plans: dict[int, Iterator[int]] = {}
+
+    def peek(self, envs: Any) -> None:
+        """Ask for the plan of every row when its episode begins."""
+        for row, episode in enumerate(envs.episodes):
+            if row not in self.plans:
+                self.plans[row] = iter(envs.task.optimal_choices(episode))
+
+    def decide(self, row: int, observation: Any) -> tuple[Any, Floats | None]:
+        """Play the next choice of the plan."""
+        return _surely(next(self.plans[row]), observation)
+
+
 def _surely(action: Any, observation: Any) -> tuple[Any, Floats | None]:
     if isinstance(observation, str):
         return action, None
@@ -189,7 +220,7 @@ def _surely(action: Any, observation: Any) -> tuple[Any, Floats | None]:
 
 # --- measuring and showing -----------------------------------------------------------------------
 
-PLAYERS: Final = ("random", "heuristic", "oracle")
+PLAYERS: Final = ("random", "heuristic", "oracle", "optimum")
 
 
 def measure(
@@ -210,11 +241,15 @@ def measure(
         env_kwargs: Further arguments of the environment.
 
     Returns:
-        Player -> evaluation, all on the same episodes; no "heuristic" where none is stated.
+        Player -> evaluation, all on the same episodes; no "heuristic" where none is stated, and no
+        "optimum" where the task tells none.
     """
     begin: dict[str, Callable[[], Player]] = {"random": RandomPlayer, "oracle": OraclePlayer}
     if env_id in HEURISTICS:
         begin["heuristic"] = partial(RulePlayer, HEURISTICS[env_id].rule)
+    task = gym.make_vec(env_id, num_envs=1, split=split, **(env_kwargs or {})).unwrapped.task
+    if hasattr(task, "optimal_choices"):
+        begin["optimum"] = OptimalPlayer
     return {
         player: evaluate(
             begin[player], env_id, split=split, episodes=episodes, env_kwargs=env_kwargs
@@ -231,6 +266,12 @@ class Measured:
     env_id: str
     split: Split
     players: dict[str, Evaluation]
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The id, and the arguments if there are any."""
+        return " ".join((self.env_id, *(f"{k}={v}" for k, v in self.env_kwargs.items())))
 
     @property
     def episodes(self) -> int:
@@ -251,7 +292,7 @@ def score_table(measured: Sequence[Measured]) -> Table:
             f"{e.score:.3f} [{e.ci95[0]:.3f}, {e.ci95[1]:.3f}]" if e else "-"
             for e in map(m.players.get, PLAYERS)
         ]
-        rows.append((m.env_id, m.split, f"{m.episodes:,}", f"{m.units:,}", *cells))
+        rows.append((m.name, m.split, f"{m.episodes:,}", f"{m.units:,}", *cells))
     return Table("", ("environment", "split", "episodes", "units", *PLAYERS), tuple(rows))
 
 
@@ -268,7 +309,7 @@ def expectation_table(measured: Sequence[Measured]) -> Table:
             f"{e.part('expected'):.3f}, {_regret(e)}" if e else "-"
             for e in map(m.players.get, PLAYERS)
         ]
-        rows.append((m.env_id, m.split, f"{m.players['oracle'].part('best'):.3f}", *cells))
+        rows.append((m.name, m.split, f"{m.players['oracle'].part('best'):.3f}", *cells))
     expected = (f"{player}: expected, regret" for player in PLAYERS)
     return Table("", ("environment", "split", "best possible", *expected), tuple(rows))
 
@@ -284,7 +325,7 @@ class Arguments:
     """What to measure."""
 
     env: tuple[str, ...] = ()
-    """Environment ids; all registered ones by default."""
+    """Environment ids; all registered ones by default. ``VARIANTS`` says with which arguments."""
     split: tuple[Literal["train", "validation", "test", "all"], ...] = SPLITS
     """Splits."""
     episodes: int | None = None
@@ -307,10 +348,18 @@ def main(arguments: Arguments) -> None:
                 f"There is no environment {env_id!r}.{did_you_mean(env_id, known)} "
                 f"There are: {', '.join(known)}."
             )
-    todo = [(env_id, split) for env_id in ids for split in arguments.split]
+    todo = [
+        (env_id, split, env_kwargs)
+        for env_id in ids
+        for env_kwargs in VARIANTS.get(env_id, ({},))
+        for split in arguments.split
+    ]
     # Progress goes to the error stream, so that the table can be piped.
     progress = track(todo, "Playing", console=Console(stderr=True), transient=True)
-    measured = [Measured(e, s, measure(e, s, episodes=arguments.episodes)) for e, s in progress]
+    measured = [
+        Measured(e, s, measure(e, s, episodes=arguments.episodes, env_kwargs=kwargs), kwargs)
+        for e, s, kwargs in progress
+    ]
     stated = "; ".join(f"{i}: {HEURISTICS[i].name}" for i in ids if i in HEURISTICS)
     console = Console()
     for table in (score_table(measured), expectation_table(measured)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import shutil
 import signal
 import subprocess
@@ -31,7 +30,7 @@ from benchmarks.experiment import (
     read_status,
     refuse_another,
 )
-from benchmarks.suites.ablation import TUNED, run_of
+from benchmarks.suites.ablation import TUNED
 from fake_runs import write_run
 
 
@@ -259,9 +258,15 @@ def test_a_folder_of_another_run_is_refused(
 
 def test_the_ablation_leaves_out_what_is_not_whole(tmp_path: Path) -> None:
     reading = next(iter(TUNED))
+    rates = ablation.rates_of(reading)
+    a = ablation.Arguments(out=tmp_path, envs=("DialogueQA-v0",))
     for seed in (1, 2, 3):
-        run = run_of(reading, "DialogueQA-v0", ablation.rates_of(reading)[0], seed)
+        run = ablation.tried(reading, "DialogueQA-v0", rates[0], seed)
         write_run(tmp_path, run, validations=[(0, 0.2), (4, 0.3)], taken=4)
-        assert ablation.last_score(tmp_path / run.name) == -math.inf
-    rows = ablation.table(ablation.Arguments(out=tmp_path, envs=("DialogueQA-v0",)))
-    assert {row["missing"] for row in rows} == {3}
+    assert {row["missing"] for row in ablation.table(a)} == {3}
+    for seed in (1, 2):
+        run = ablation.tried(reading, "DialogueQA-v0", rates[1], seed)
+        write_run(tmp_path, run, validations=[(0, 0.2), (run.steps, 0.2 + seed / 10)])
+    assert ablation.best_rate(reading, "DialogueQA-v0", a, ablation.outcomes(tmp_path)) == rates[1]
+    row = ablation.table(a)[0]
+    assert (row["gains"], row["missing"]) == (pytest.approx([0.1, 0.2]), 1)
