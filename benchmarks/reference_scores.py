@@ -247,8 +247,8 @@ def measure(
     begin: dict[str, Callable[[], Player]] = {"random": RandomPlayer, "oracle": OraclePlayer}
     if env_id in HEURISTICS:
         begin["heuristic"] = partial(RulePlayer, HEURISTICS[env_id].rule)
-    task = gym.make_vec(env_id, num_envs=1, split=split, **(env_kwargs or {})).unwrapped.task
-    if hasattr(task, "optimal_choices"):
+    envs: Any = gym.make_vec(env_id, num_envs=1, **{**(env_kwargs or {}), "split": split})
+    if hasattr(envs.unwrapped.task, "optimal_choices"):
         begin["optimum"] = OptimalPlayer
     return {
         player: evaluate(

@@ -21,7 +21,7 @@ from agents.runs import read_metrics
 from benchmarks import suites
 from benchmarks.experiment import Run, Status, finished, log_file
 from benchmarks.suites import Suite, grid
-from benchmarks.sweep import Options, Overview, chosen, locally, main, read_suite, sweep
+from benchmarks.sweep import Options, Overview, chosen, locally, main, on_ray, read_suite, sweep
 from fake_runs import write_run
 
 ENVS = {"DialogueQA-v0": 32}
@@ -323,6 +323,21 @@ def test_ray_on_this_machine_makes_runs_and_tells_failures(tmp_path: Path) -> No
     options = Options(out=tmp_path, launcher="ray", retries=0)
     ended = sweep(Suite("s", "", (good, bad)), options, quietly())
     assert {run: status.state for run, status in ended.items()} == {good: "done", bad: "failed"}
+
+
+def test_a_share_that_no_node_has_is_refused_here_and_warned_of_on_a_cluster(
+    tmp_path: Path,
+) -> None:
+    ray = pytest.importorskip("ray")
+    options = Options(out=tmp_path, launcher="ray", gpus_per_run=999)
+    with pytest.raises(ValueError, match="999 GPU, and the largest node has"):
+        list(on_ray((), lambda run: Status("done"), options))
+    ray.init(num_cpus=1, log_to_driver=False)  # a cluster of somebody else's
+    try:
+        with pytest.warns(UserWarning, match="wait until a node joins"):
+            list(on_ray((), lambda run: Status("done"), options))
+    finally:
+        ray.shutdown()
 
 
 def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
