@@ -99,6 +99,11 @@ class Options:
             )
 
     @property
+    def cpus(self) -> float:
+        """CPUs that a run takes on Ray."""
+        return self.threads if self.cpus_per_run is None else self.cpus_per_run
+
+    @property
     def folder(self) -> Path:
         """Where the run folders lie."""
         return self.out or Path("runs") / Path(self.suite).stem
@@ -165,24 +170,16 @@ def on_ray(todo: Sequence[Run], make: Make, options: Options) -> Iterator[tuple[
     if mine:
         cpus = {} if options.address else {"num_cpus": max(os.cpu_count() or 1, options.threads)}
         ray.init(address=options.address, log_to_driver=False, logging_level="error", **cpus)
-    cpus_per_run = options.threads if options.cpus_per_run is None else options.cpus_per_run
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for what, share in (("CPU", cpus_per_run), ("GPU", options.gpus_per_run)):
-        most = max((node.get(what, 0.0) for node in nodes), default=0.0)
-        if share <= most:
-            continue
-        lacks = f"A run is to have {share:g} {what}, and the largest node has {most:g}."
-        if mine and options.address is None:
-            raise ValueError(f"{lacks} Give less, or the --address of a cluster.")
-        warnings.warn(f"{lacks} Runs wait until a node joins that has as many.", stacklevel=2)
 
     def attempt(run: Run) -> Status:  # Ray takes plain functions
         return make(run)
 
-    shares = {"num_cpus": cpus_per_run, "num_gpus": options.gpus_per_run}
-    task = ray.remote(**shares, max_retries=NODE_DEATHS)(attempt)
-    waiting = {task.remote(run): run for run in todo}
+    shares = {"num_cpus": options.cpus, "num_gpus": options.gpus_per_run}
+    waiting: dict[Any, Run] = {}
     try:
+        _refuse_shares(ray, options, cluster=not mine or options.address is not None)
+        task = ray.remote(**shares, max_retries=NODE_DEATHS)(attempt)
+        waiting |= {task.remote(run): run for run in todo}
         while waiting:
             for ended in ray.wait(list(waiting), timeout=1)[0]:
                 run = waiting.pop(ended)
@@ -196,11 +193,29 @@ def on_ray(todo: Sequence[Run], make: Make, options: Options) -> Iterator[tuple[
     except BaseException:
         for task_of_run in waiting:
             ray.cancel(task_of_run)  # it saves, and stops
-        ray.wait(list(waiting), num_returns=len(waiting), timeout=60)
+        if waiting:
+            ray.wait(list(waiting), num_returns=len(waiting), timeout=60)
         raise
     finally:
         if mine:
             ray.shutdown()
+
+
+def _refuse_shares(ray: Any, options: Options, *, cluster: bool) -> None:
+    """Refuse a share that this machine does not have; warn of one that no node of a cluster has.
+
+    Raises:
+        ValueError: This machine has less.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for what, share in (("CPU", options.cpus), ("GPU", options.gpus_per_run)):
+        most = max((node.get(what, 0.0) for node in nodes), default=0.0)
+        if share <= most:
+            continue
+        lacks = f"A run is to have {share:g} {what}, and the largest node has {most:g}."
+        if not cluster:
+            raise ValueError(f"{lacks} Give less, or the --address of a cluster.")
+        warnings.warn(f"{lacks} Runs wait until a node joins that has as many.", stacklevel=2)
 
 
 def note_failure(out: Path, run: Run, status: Status, why: str) -> Status:
