@@ -50,7 +50,8 @@ class Outcome:
         parts: The named scores that ``score`` is mixed from, each in [0, 1].
         feedback: What the user says to it.
         reward: The reward of an unscored step; a scored step's reward is its mapped score.
-        best_score: The highest score that any action could have had, where that is known.
+        best_score: The highest score that any action could have had, where that is known; the
+            highest expected one where scores are drawn.
     """
 
     score: float | None
@@ -117,8 +118,16 @@ class Task(ABC, Generic[ExampleT]):
         """Accepted answers of the current turn, for oracles and supervised learning only."""
         return ()
 
+    def demonstration(self, episode: Episode[ExampleT]) -> str | None:
+        """What to write in the current turn, for supervised learning only.
+
+        It is the first accepted answer (``None`` if there is none), but a task whose answers have
+        to be prepared by unscored steps shows these steps too.
+        """
+        return next(iter(self.references(episode)), None)
+
     def candidate_scores(self, episode: Episode[ExampleT]) -> npt.NDArray[np.float64] | None:
-        """Score of every possible choice, shape (k,), where they are all known."""
+        """Score of every choice, shape (k,), where all are known; expected ones where drawn."""
         return None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Task[ExampleT]:
@@ -243,6 +252,11 @@ class WritingTask(Task[ExampleT]):
         said = outcome.feedback
         if not episode.finished:
             said = f"{said} {self.ask(episode.example, episode.turn)}".lstrip()
+        self.append(episode, action, said)
+
+    @staticmethod
+    def append(episode: Episode[ExampleT], action: str, said: str) -> None:
+        """Append the action and what the user says to it to the conversation."""
         tail = f"\nUser: {said}" if episode.finished else "\n" + say(said)
         episode.observation = episode.observation + action + (tail if said else "")
         episode.messages += ({"role": "assistant", "content": action.strip()},)

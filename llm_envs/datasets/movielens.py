@@ -13,6 +13,7 @@ may be used for research, not commercially; the terms stand beside the embedded 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib.resources import files
@@ -274,6 +275,7 @@ def load_movielens(
     *,
     skip_bad_lines: bool = False,
     dataset_format: str | None = None,
+    others: Sequence[str] = (),
 ) -> Ratings:
     """Load a folder of MovieLens data in either official format, recognised by its files.
 
@@ -292,6 +294,7 @@ def load_movielens(
         skip_bad_lines: Leave malformed lines out, count them on the result and warn of them,
             instead of refusing the file at the first one.
         dataset_format: ``"movielens_csv"`` or ``"movielens_100k"``, for a folder that holds both.
+        others: The names of other sets that the caller takes, for messages.
 
     Raises:
         FileNotFoundError: The folder, or a file of it, is missing.
@@ -299,7 +302,7 @@ def load_movielens(
             no rating is left, or the folder's format cannot be told, or there is no set of this
             name.
     """
-    one, other = find_files(_folder(folder), dataset_format)
+    one, other = find_files(_folder(folder, others), dataset_format)
     if isinstance(one, Path) and isinstance(other, Path):
         ratings, complaint = _load_once(_stamped(one), _stamped(other), skip_bad_lines)
     else:  # inside an archive, where no time of change is known
@@ -309,7 +312,7 @@ def load_movielens(
     return ratings
 
 
-def _folder(folder: str | Path | Traversable) -> Path | Traversable:
+def _folder(folder: str | Path | Traversable, others: Sequence[str]) -> Path | Traversable:
     """Return the folder that is meant; `find_files` sees whether it is one."""
     if isinstance(folder, (Path, Traversable)):
         return folder
@@ -326,11 +329,12 @@ def _folder(folder: str | Path | Traversable) -> Path | Traversable:
             return path
     except (OSError, ValueError, RuntimeError):
         pass  # No path at all: too long, a NUL inside, the home of nobody.
+    names = (EMBEDDED.name, *others)
     raise ValueError(
         f"Dataset {folder[:80]!r} is neither an embedded set of ratings nor an existing folder."
-        f"{did_you_mean(folder, [EMBEDDED.name])} The embedded set is {EMBEDDED.name!r}; the path "
-        f"of a folder that holds {' or '.join(' and '.join(parts) for parts in FORMATS.values())} "
-        "is taken too."
+        f"{did_you_mean(folder, names)} There is {' and '.join(map(repr, names))}; the path of a "
+        f"folder that holds {' or '.join(' and '.join(parts) for parts in FORMATS.values())} is "
+        "taken too."
     )
 
 

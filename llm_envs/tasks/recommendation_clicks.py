@@ -1,4 +1,4 @@
-"""RecommendationClicks: recommend films to real users, one at a time, and see the click at once."""
+"""RecommendationClicks: recommend films to users, one at a time, and see the click at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,19 @@ from numpy.typing import NDArray
 from llm_envs.core.task import ChoosingTask, Episode, Outcome, say, whole_number
 from llm_envs.datasets.movielens import FilmStatistics, Ratings, load_movielens
 from llm_envs.datasets.splits import SPLITS, Split, check_flag
+from llm_envs.tasks.simulated_users import (
+    FILMS,
+    SimulatedUser,
+    Visit,
+    genre_overlap,
+    make_ratings,
+    open_visit,
+    optimal_choices,
+    users_in,
+)
+
+SIMULATED: Final = "simulated"
+"""The name of the set that `simulated_users` makes up."""
 
 DEFAULT_TURNS: Final = 4
 """Recommendations in a session; each user of the embedded set rated films enough for 4 of 5."""
@@ -137,9 +150,7 @@ def taste_features(
     Returns:
         (k, 2) strictly between 0 and 1.
     """
-    shared = genres @ past_genres.T
-    together = genres.sum(1)[:, None] + past_genres.sum(1) - shared
-    by_genre = shared / np.maximum(together, 1.0)
+    by_genre = genre_overlap(genres, past_genres)
     by_era = np.fmax(np.exp(-np.abs(years[:, None] - past_years) / _ERA), 0.0)  # 0 for NaN
     alike = np.stack((by_genre, by_era), axis=1)  # (k, 2, t)
     affinity: Floats = (0.5 + alike @ clicks) / (1.0 + alike.sum(-1))
@@ -184,6 +195,44 @@ class Viewer:
         return self.id
 
 
+Served: TypeAlias = Viewer | SimulatedUser
+
+
+class Replies(Protocol):
+    """What a user says in a session; both methods look at the step that is due.
+
+    ``chosen`` is which candidate each step so far recommended, fewer than T.
+    """
+
+    def chances(self, chosen: Sequence[int]) -> Floats:
+        """Return the probability of a click on each candidate, (k,)."""
+        ...
+
+    def clicks(self, chosen: Sequence[int]) -> Floats:
+        """Return 1 for each candidate that would be clicked, else 0, (k,)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedReplies:
+    """Replies that are on record: whatever was recommended before, a click is sure or excluded.
+
+    Attributes:
+        clicked: (T, k) 1 where the user would click, else 0.
+    """
+
+    clicked: Floats
+
+    def chances(self, chosen: Sequence[int]) -> Floats:
+        """Return the clicks."""
+        return self.clicks(chosen)
+
+    def clicks(self, chosen: Sequence[int]) -> Floats:
+        """Return the clicks of the step that is due, (k,)."""
+        clicked: Floats = self.clicked[len(chosen)].copy()
+        return clicked
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
     """What one session of T recommendations offers, and what was recommended so far.
@@ -192,15 +241,17 @@ class Session:
         films: (T, k) int64, the rows of the candidates in the film table.
         texts: T times k candidate texts.
         features: (T, k, 3 + len(GENRES)) float64, `film_features` of the candidates.
-        scores: (T, k) 1 where the user would click, else 0.
+        replies: What the user says.
         chosen: For each step taken, which candidate was recommended, 0 to k - 1.
+        clicked: For each step taken, 1 if the user clicked, else 0.
     """
 
     films: NDArray[np.int64]
     texts: tuple[tuple[str, ...], ...]
     features: Floats
-    scores: Floats
+    replies: Replies
     chosen: tuple[int, ...] = ()
+    clicked: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,8 +277,8 @@ def _catalogue(ratings: Ratings) -> _Catalogue:
     return _Catalogue(ratings, FilmStatistics.of(ratings), genres, years, training_users)
 
 
-class RecommendationClicks(ChoosingTask[Viewer]):
-    """Recommend films to a user of MovieLens, one at a time, and see each click at once.
+class RecommendationClicks(ChoosingTask[Served]):
+    """Recommend films to a user, one at a time, and see each click at once.
 
     ## Description
     A session with a real user. Each step offers k films, all of which the user really rated, with
@@ -238,6 +289,13 @@ class RecommendationClicks(ChoosingTask[Viewer]):
     What is shown of a film is computed from training users only, and never from the user who is
     being served: their own ratings show in the replies alone. A film that nobody else rated shows
     the mean of all ratings and a count of 0.
+
+    With ``dataset="simulated"`` films and users are made up, without any content of MovieLens, for
+    what logged ratings cannot show: any film of a catalogue of 2,000 can be offered, sessions can
+    be long, and what was recommended changes what comes, as users tire of what is like the last
+    three films, and tastes drift. `llm_envs.tasks.simulated_users` has the model. What is shown of
+    a film is computed in the same way, from ratings that simulated training users gave before any
+    session.
 
     ## Action Space
     ``Discrete(k)``: which candidate to recommend.
@@ -254,10 +312,12 @@ class RecommendationClicks(ChoosingTask[Viewer]):
 
     ## Starting State
     A user drawn uniformly from the split (``options={"example": "user/<id>" or index}`` chooses
-    one), and disjoint sets of k of their films drawn uniformly, a set for each step.
+    one; "simulated/<number>" in the simulated set), and disjoint sets of k of their films drawn
+    uniformly, a set for each step; of all films in the simulated set.
 
     ## Rewards
-    The score is 1 for a click, else 0. It is mapped linearly to ``reward_range``.
+    The score is 1 for a click, else 0. It is mapped linearly to ``reward_range``. A simulated click
+    is drawn with a known probability; everybody who plays an episode meets the same draws.
 
     ## Episode End
     Terminates after 4 recommendations or ``max_turns``, or before that when the user has fewer
@@ -268,21 +328,28 @@ class RecommendationClicks(ChoosingTask[Viewer]):
     (1 if any candidate would have been clicked: regret is exact) and ``feedback`` too.
     ``env.unwrapped.candidate_scores`` has the score of every candidate, for oracles and evaluation.
 
+    In the simulated set the latter two are probabilities of a click, after what was recommended so
+    far: nobody can foresee a draw, so regret to the best draw would be luck. Regret is exact in
+    expectation, and the regret of a single step can be negative. The oracle of a step is not the
+    best player of a session, as users tire: ``env.unwrapped.task.optimal_choices(episode)`` is.
+
     ## Arguments
     - ``split``: "train" (default), "validation", "test" or "all"; by user.
-    - ``dataset``: "movielens_small" (embedded), or the path of a folder in either format of
-      MovieLens (``ratings.csv`` and ``movies.csv``, or ``u.data`` and ``u.item``).
+    - ``dataset``: "movielens_small" (embedded); the path of a folder in either format of
+      MovieLens (``ratings.csv`` and ``movies.csv``, or ``u.data`` and ``u.item``); or "simulated".
     - ``dataset_format``: "movielens_csv" or "movielens_100k", for a folder that holds both.
     - ``skip_bad_records``: skip malformed lines with a warning that counts them;
       ``env.unwrapped.task.skipped`` is how many.
-    - ``max_turns``: recommend at most this many times in a session (4). ``None`` is 4 too.
+    - ``max_turns``: recommend at most this many times in a session (4). ``None`` is 4 too. More
+      than 2,000 / k are refused in the simulated set.
     - ``choices``: k, the number of candidates (5). Users with fewer films are left out, with a
       warning that counts them.
     - ``reward_range``, ``render_mode``: as in every environment of the suite.
 
     ## References
     Harper and Konstan (2015), The MovieLens Datasets: History and Context,
-    https://doi.org/10.1145/2827872. The embedded data may be used for research only.
+    https://doi.org/10.1145/2827872. The embedded data may be used for research only; the simulated
+    set has no such limits.
 
     ## Version History
     * v0: initial version.
@@ -307,12 +374,20 @@ class RecommendationClicks(ChoosingTask[Viewer]):
                 f"Dataset {dataset!r} is a hub set, and ratings are read from folders only. "
                 "Download it and give the folder that holds ratings.csv and movies.csv."
             )
-        ratings = load_movielens(
-            dataset,
-            dataset_format=dataset_format,
-            skip_bad_lines=check_flag("skip_bad_records", skip_bad_records),
-        )
-        self.examples, self.left_out = _viewers(ratings, split, choices)
+        skip = check_flag("skip_bad_records", skip_bad_records)
+        self.examples: tuple[Served, ...]
+        if dataset == SIMULATED:
+            _check_simulated(turns, choices, dataset_format)
+            ratings = make_ratings()
+            self.examples, self.left_out = users_in(split), 0
+        else:
+            ratings = load_movielens(
+                dataset,
+                dataset_format=dataset_format,
+                skip_bad_lines=skip,
+                others=(SIMULATED,),
+            )
+            self.examples, self.left_out = _viewers(ratings, split, choices)
         # Only now, as the space of a billion choices would fill the memory.
         super().__init__(choices, len(FEATURE_NAMES))
         self.choices = choices
@@ -326,17 +401,15 @@ class RecommendationClicks(ChoosingTask[Viewer]):
                 stacklevel=2,
             )
 
-    def turns(self, viewer: Viewer) -> int:
+    def turns(self, viewer: Served) -> int:
         """Return the number of recommendations in a session with the user, at least 1."""
         return min(self.max_turns, viewer.films // self.choices)
 
-    def begin(self, example: Viewer, rng: np.random.Generator) -> Episode[Viewer]:
+    def begin(self, example: Served, rng: np.random.Generator) -> Episode[Served]:
         """Draw what the session offers and open it."""
         known, ratings = self._catalogue, self._catalogue.ratings
         shape = self.turns(example), self.choices
-        mine = ratings.rows_of(example.user)
-        rows = mine.start + rng.choice(example.films, size=shape, replace=False)
-        films = ratings.movies[rows]
+        films, replies = _draw(ratings, example, shape, rng)
         counts, means = known.statistics.for_user(example.user, films)
         told = zip(*(a.ravel().tolist() for a in (films, means, counts)), strict=True)
         texts = [
@@ -349,34 +422,38 @@ class RecommendationClicks(ChoosingTask[Viewer]):
             features=film_features(
                 means, counts, known.years[films], known.genres[films], known.training_users
             ),
-            scores=ratings.clicked[rows].astype(np.float64),
+            replies=replies,
         )
         messages = ({"role": "user", "content": OPENING},)
         observation = self._offer(opening(), session)
         return Episode(example, rng, observation, messages, state=session)
 
-    def score(self, episodes: Sequence[Episode[Viewer]], actions: Sequence[int]) -> list[Outcome]:
+    def score(self, episodes: Sequence[Episode[Served]], actions: Sequence[int]) -> list[Outcome]:
         """Return the click on each recommended film."""
         outcomes = []
         for episode, action in zip(episodes, actions, strict=True):
-            scores = episode.state.scores[episode.turn]
-            click = float(scores[action])
+            session: Session = episode.state
+            click = float(session.replies.clicks(session.chosen)[action])
             outcomes.append(
                 Outcome(
                     score=click,
                     parts={"click": click},
                     feedback=describe_reply(click == 1.0),
-                    best_score=float(scores.max()),
+                    best_score=float(session.replies.chances(session.chosen).max()),
                 )
             )
         return outcomes
 
-    def proceed(self, episode: Episode[Viewer], action: int, outcome: Outcome) -> None:
+    def proceed(self, episode: Episode[Served], action: int, outcome: Outcome) -> None:
         """Write down the film and the reply, and offer the next films or finish."""
         session: Session = episode.state
         film = session.texts[len(session.chosen)][action]
         clicked = outcome.score == 1.0
-        session = episode.state = replace(session, chosen=(*session.chosen, int(action)))
+        session = episode.state = replace(
+            session,
+            chosen=(*session.chosen, int(action)),
+            clicked=(*session.clicked, float(clicked)),
+        )
         episode.finished = len(session.chosen) == len(session.texts)
         if episode.finished:
             said, tail = outcome.feedback, f"\nUser: {outcome.feedback}"
@@ -388,12 +465,27 @@ class RecommendationClicks(ChoosingTask[Viewer]):
             {"role": "user", "content": said},
         )
 
-    def candidate_scores(self, episode: Episode[Viewer]) -> Floats | None:
-        """Return the click on each candidate of the current step, (k,); None when all is over."""
+    def candidate_scores(self, episode: Episode[Served]) -> Floats | None:
+        """Return the click on each candidate of the current step, (k,); None when all is over.
+
+        In the simulated set it is the probability of a click.
+        """
         if episode.finished:
             return None
-        scores: Floats = episode.state.scores[episode.turn].copy()
-        return scores
+        session: Session = episode.state
+        return session.replies.chances(session.chosen)
+
+    def optimal_choices(self, episode: Episode[Served]) -> list[int]:
+        """Return the choices of a whole session that earn the most clicks in expectation.
+
+        Their player knows the user; see `simulated_users.optimal_choices`. Where clicks are on
+        record, it is the best candidate of each step.
+        """
+        replies = episode.state.replies
+        if isinstance(replies, Visit):
+            return optimal_choices(replies)
+        best: list[int] = replies.clicked.argmax(1).tolist()
+        return best
 
     def _offer(self, prompt: str, session: Session) -> dict[str, Any]:
         """Return the observation of the step that is due, or the one after the last."""
@@ -401,13 +493,44 @@ class RecommendationClicks(ChoosingTask[Viewer]):
         if turn == len(session.texts):
             features = np.zeros((self.choices, len(FEATURE_NAMES)), np.float32)
             return {"prompt": prompt, "candidates": ("",) * self.choices, "features": features}
-        films, steps = session.films[turn], np.arange(turn)
-        past = session.films[steps, session.chosen] if turn else session.films[0, :0]
-        clicks = session.scores[steps, session.chosen] if turn else session.scores[0, :0]
+        films, clicks = session.films[turn], np.array(session.clicked)
+        past = session.films[np.arange(turn), session.chosen] if turn else session.films[0, :0]
         genres, years = self._catalogue.genres, self._catalogue.years
         taste = taste_features(genres[films], years[films], genres[past], years[past], clicks)
         features = np.concatenate((session.features[turn], taste), axis=1, dtype=np.float32)
         return {"prompt": prompt, "candidates": session.texts[turn], "features": features}
+
+
+def _draw(
+    ratings: Ratings,
+    viewer: Served,
+    shape: tuple[int, int],
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.int64], Replies]:
+    """Draw the films that each step offers, (T, k) rows of the film table, and the replies."""
+    if isinstance(viewer, SimulatedUser):
+        return open_visit(viewer, *shape, rng)
+    mine = ratings.rows_of(viewer.user)
+    rows = mine.start + rng.choice(viewer.films, size=shape, replace=False)
+    return ratings.movies[rows], LoggedReplies(ratings.clicked[rows].astype(np.float64))
+
+
+def _check_simulated(turns: int, choices: int, dataset_format: str | None) -> None:
+    """Refuse what the simulated set cannot serve.
+
+    Raises:
+        ValueError: The catalogue has too few films, or there is a format, which it has none of.
+    """
+    if turns * choices > FILMS:
+        raise ValueError(
+            f"max_turns={turns} times choices={choices} films are needed, and the simulated "
+            f"catalogue has {FILMS:,}. Give fewer turns or choices."
+        )
+    if dataset_format is not None:
+        raise ValueError(
+            f"dataset_format is {dataset_format!r}, and the simulated set is read from no file. "
+            "Leave it out."
+        )
 
 
 def _viewers(ratings: Ratings, split: Split, choices: int) -> tuple[tuple[Viewer, ...], int]:
