@@ -27,7 +27,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_new_tokens": 40,
     },
     "RecommendationClicks-v0": {"prompts": 4, "group_size": 4, "learning_rate": 3e-4},
+    "CustomerService-v0": {
+        "prompts": 8,
+        "group_size": 4,
+        "learning_rate": 6e-4,
+        "max_new_tokens": 48,
+    },
     "TextBattle-v0": {"prompts": 4, "group_size": 2, "entropy_coef": 0.03},
+    "TextWorld-v0": {"prompts": 8, "group_size": 4, "learning_rate": 6e-4},
 }
 # The same for one agent, on any environment.
 AGENT_PRESETS: dict[str, dict[str, Any]] = {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from llm_envs.core.make import parse_env_kwargs
+
+__all__ = ["check_device", "parse_env_kwargs"]
 
 
 def check_device(device: str) -> None:
@@ -26,21 +27,3 @@ def check_device(device: str) -> None:
         raise ValueError(
             f"--device {device} cannot be used here ({cause}). Use auto, or cpu."
         ) from error
-
-
-def parse_env_kwargs(text: str) -> dict[str, Any]:
-    """Return the arguments of an environment that --env-kwargs gives as JSON.
-
-    Raises:
-        ValueError: It is no JSON object.
-    """
-    like = "like '{\"max_turns\": 2}', in single quotes for the shell"
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--env-kwargs is not JSON ({error}): {text}. Write it {like}.") from error
-    if not isinstance(found, dict):
-        raise ValueError(
-            f"--env-kwargs is {text}; it has to be a JSON object of names and values, {like}."
-        )
-    return found

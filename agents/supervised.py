@@ -1,7 +1,7 @@
 """Maximum likelihood on accepted answers: the imitation line, which needs to be told them.
 
-The policy is led through each episode by its accepted answers, the first where there are several,
-and learns to say them (of one longer than ``max_new_tokens`` the beginning),
+The policy is led through each episode by what its task demonstrates, the first accepted answer or
+the search before it, and learns to say it (of what is longer than ``max_new_tokens`` the start),
 
     L = -(1/D) Σ_i log π(a*_i | s_i),
 
@@ -64,7 +64,7 @@ class Teacher:
     def __init__(self, policy: Conversations | Choices, rng: np.random.Generator) -> None:
         self.policy = policy
         self.rng = rng
-        self.references: list[tuple[str, ...]] = []
+        self.demonstrations: list[str | None] = []
         self.candidate_scores: list[Any] = []
         if isinstance(policy, MessageReader):
             self.reads_messages = True
@@ -90,7 +90,7 @@ class Teacher:
 
     def peek(self, envs: Any) -> None:
         """Look at what is accepted."""
-        self.references, self.candidate_scores = envs.references, envs.candidate_scores
+        self.demonstrations, self.candidate_scores = envs.demonstrations, envs.candidate_scores
 
     def act(self, observations: dict[int, Any], turn: int) -> dict[int, Any]:
         """Give an accepted answer to each row's observation.
@@ -99,7 +99,7 @@ class Teacher:
             ValueError: The environment accepts none, or does not tell.
         """
         if isinstance(self.policy, Conversations):
-            said = {row: _told(self.references[row], turn)[0] for row in observations}
+            said = {row: _told(self.demonstrations[row], turn) for row in observations}
             return self.policy.act(observations, turn, said=said)
         chosen = {}
         for row in observations:
@@ -109,7 +109,7 @@ class Teacher:
 
 
 def _told(accepted: Any, turn: int) -> Any:
-    if accepted is None or not len(accepted):
+    if accepted is None or not np.size(accepted):
         raise ValueError(
             f"The environment tells no accepted answer at turn {turn}, so there is nothing to "
             "imitate. Its task has to give references or candidate_scores."

@@ -34,6 +34,7 @@ from agents.rollout import Player
 from benchmarks.tables import Table
 from llm_envs.core.task import Task
 from llm_envs.datasets.splits import SPLITS, Split, did_you_mean
+from llm_envs.tasks.customer_service import search_then_lead
 from llm_envs.tasks.recommendation_clicks import SIMULATED, best_mean_choice
 from llm_envs.tasks.text_battle import fixed_response
 
@@ -100,6 +101,24 @@ def most_similar_span(observation: str) -> str:
     return last_new_run(sentence, question | before) or last_new_run(sentence, question)
 
 
+def most_told_command(observation: str) -> str:
+    """Give the command that the quest speaks of most: the highest share of its words in the quest.
+
+    It is one of those that the last message lists and that were not given yet, if there is one; of
+    equals the first.
+    """
+    text, said = read_conversation(observation)
+    quest = words_of(text.partition("\n")[0])
+    given = {answer.strip() for answer in said[1::2]}
+
+    def likeness(command: str) -> tuple[bool, float]:
+        words = words_of(command)
+        return command not in given, len(words & quest) / max(1, len(words))
+
+    listed = said[-1].rpartition("You can: ")[2].removesuffix(".").split("; ")
+    return max(listed, key=likeness)
+
+
 def last_new_run(sentence: str, known: set[str]) -> str:
     """Return the last run of words that are not known, function words at its ends cut off."""
     run: list[str] = []
@@ -137,6 +156,8 @@ HEURISTICS = {
     "Summarization-v0": Heuristic("lead sentence", lead_sentence),
     "RecommendationClicks-v0": Heuristic("best training mean", best_mean_choice),
     "TextBattle-v0": Heuristic("best fixed response", fixed_response),
+    "CustomerService-v0": Heuristic("search, then the lead of the first passage", search_then_lead),
+    "TextWorld-v0": Heuristic("the command that the quest speaks of most", most_told_command),
 }
 
 
@@ -348,6 +369,7 @@ def main(arguments: Arguments) -> None:
                 f"There is no environment {env_id!r}.{did_you_mean(env_id, known)} "
                 f"There are: {', '.join(known)}."
             )
+    ids = [env_id for env_id in ids if _can_be_made(env_id)]
     todo = [
         (env_id, split, env_kwargs)
         for env_id in ids
@@ -370,6 +392,16 @@ def main(arguments: Arguments) -> None:
         else:
             console.print(table.rich())
     print(f"Scores with 95 % bootstrap intervals over units. Heuristics: {stated or 'none'}.")
+
+
+def _can_be_made(env_id: str) -> bool:
+    """Return whether an environment's extra is installed, and say so if it is not."""
+    try:
+        gym.make(env_id, disable_env_checker=True).close()
+    except ImportError as error:
+        Console(stderr=True).print(f"{env_id} is left out. {error}", markup=False, soft_wrap=True)
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -65,6 +65,11 @@ class TextEnv(gym.Env[Any, Any]):
         return self.task.references(self.episode)
 
     @property
+    def demonstration(self) -> str | None:
+        """What to write in the current turn, for supervised baselines only."""
+        return self.task.demonstration(self.episode)
+
+    @property
     def candidate_scores(self) -> Any:
         """Score of every choice of the current turn, shape (k,), or ``None`` if unknown."""
         return self.task.candidate_scores(self.episode)

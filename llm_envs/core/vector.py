@@ -75,6 +75,7 @@ class TextVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self._rngs, self._seeds = [rng for rng, _ in fresh], [seed for _, seed in fresh]
         self._episodes: list[Episode[Any]] = []
         self._scores: list[list[float | None]] = []
+        self._ending = np.zeros(num_envs, np.bool_)
 
     @property
     def episodes(self) -> Sequence[Episode[Any]]:
@@ -87,6 +88,11 @@ class TextVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     def references(self) -> list[tuple[str, ...]]:
         """Accepted answers of each row's current turn."""
         return [self.task.references(e) for e in self.episodes]
+
+    @property
+    def demonstrations(self) -> list[str | None]:
+        """What to write in each row's current turn, for supervised baselines only."""
+        return [self.task.demonstration(e) for e in self.episodes]
 
     @property
     def candidate_scores(self) -> list[Any]:
@@ -128,6 +134,7 @@ class TextVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         opened = {i: play.begin(self.task, self._rngs[i], wanted[i]) for i in rows}
         self._episodes = [opened.get(i) or self._episodes[i] for i in range(self.num_envs)]
         self._scores = [[] if i in opened else self._scores[i] for i in range(self.num_envs)]
+        self._ending[rows] = False
         infos = {i: play.info_of(episode) for i, episode in opened.items()}
         return self._observations(), _lay_out(infos, self.num_envs)
 
@@ -140,14 +147,15 @@ class TextVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         npt.NDArray[np.bool_],
         play.Info,
     ]:
-        """Score all actions at once and move every row on; a finished row opens a new episode."""
-        if isinstance(actions, str) or len(actions) != self.num_envs:
-            came = "One string" if isinstance(actions, str) else f"A batch of {len(actions)}"
-            raise ValueError(f"{came} came for {self.num_envs} environments. Give one action each.")
-        checked = [play.check_action(self.single_action_space, a) for a in actions]
+        """Score all actions at once and move every row on; a finished row opens a new episode.
+
+        ``truncated`` is false unless :meth:`truncate` was called.
+        """
+        checked = self.check_actions(actions)
         outcomes = self.task.score(self.episodes, checked)
         rewards = np.array([play.reward(o, self.reward_range) for o in outcomes], np.float64)
         terminated = np.zeros(self.num_envs, dtype=np.bool_)
+        truncated, self._ending = self._ending, np.zeros(self.num_envs, np.bool_)
         infos: dict[int, play.Info] = {}
         final_infos: dict[int, play.Info] = {}
         final_obs = _nones(self.num_envs)
@@ -157,19 +165,39 @@ class TextVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             play.apply(self.task, episode, action, outcome)
             self._scores[i].append(outcome.score)
             infos[i] = play.info_of(episode, outcome)
-            if episode.finished:
-                terminated[i] = True
+            terminated[i], truncated[i] = episode.finished, truncated[i] and not episode.finished
+            if terminated[i] or truncated[i]:
                 final_obs[i], final_infos[i] = episode.observation, infos[i]
                 self._episodes[i] = play.begin(self.task, self._rngs[i])
                 self._scores[i] = []
                 infos[i] = play.info_of(self._episodes[i])
         batched = _lay_out(infos, self.num_envs)
         if final_infos:
-            batched["final_obs"], batched["_final_obs"] = final_obs, terminated.copy()
+            batched["final_obs"], batched["_final_obs"] = final_obs, terminated | truncated
             batched["final_info"] = _lay_out(final_infos, self.num_envs)
-            batched["_final_info"] = terminated.copy()
-        truncated = np.zeros(self.num_envs, dtype=np.bool_)
+            batched["_final_info"] = terminated | truncated
         return self._observations(), rewards, terminated, truncated, batched
+
+    def check_actions(self, actions: Any) -> list[Any]:
+        """Return the actions of a step as plain values of the space, one a row.
+
+        Raises:
+            ValueError: There are more or fewer than rows, or one lies outside the space.
+        """
+        if isinstance(actions, str) or len(actions) != self.num_envs:
+            came = "One string" if isinstance(actions, str) else f"A batch of {len(actions)}"
+            raise ValueError(f"{came} came for {self.num_envs} environments. Give one action each.")
+        return [play.check_action(self.single_action_space, a) for a in actions]
+
+    def truncate(self, rows: npt.NDArray[np.bool_]) -> None:
+        """Have the next step end the episodes of some rows, for wrappers that limit an episode.
+
+        A row whose task ends with that step is terminated and not truncated.
+
+        Args:
+            rows: (n,) whether it is a row's last step.
+        """
+        self._ending |= rows
 
     def render(self) -> tuple[str, ...] | None:
         """Return the transcript of each row ("ansi")."""

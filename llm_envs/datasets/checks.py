@@ -42,12 +42,14 @@ class Loaded(Generic[T]):
             ``skip_bad_records=True``; else 0.
         source: Where they come from, as a reader would name it.
         reasons: The first few reasons for skipping, each with its place.
+        training: The training records of the source, which may be known in every split.
     """
 
     records: tuple[T, ...]
     skipped: int
     source: str
     reasons: tuple[str, ...] = ()
+    training: tuple[T, ...] = ()
 
 
 class BadRecordError(Exception):
@@ -105,6 +107,24 @@ class OfficialFormat(Generic[T]):
 
 
 @dataclass(frozen=True, eq=False)
+class TextFormat:
+    """A published format of text files, one record a file, named by the record's id.
+
+    Attributes:
+        endings: How the names of such files end.
+        markers: The lines, without space around them, one of which tells this format.
+        read: Gives the raw record, in the JSONL schema, of an id and a text.
+        lists: By the name of a file that states splits: what gives (id, split) from its text. It
+            raises `ValueError` with what is wrong in it.
+    """
+
+    endings: tuple[str, ...]
+    markers: tuple[str, ...]
+    read: Callable[[str, str], Raw]
+    lists: Mapping[str, Callable[[str], Iterable[tuple[str, str]]]]
+
+
+@dataclass(frozen=True, eq=False)
 class HubSchema(Generic[T]):
     """The columns of a set on the Hugging Face hub.
 
@@ -130,6 +150,7 @@ class Kind(Generic[T]):
         parse_line: Checks one record of the JSONL schema.
         official: The published JSON formats by name.
         hub: The column schemas of hub sets, the first that fits is used.
+        texts: The published formats of text files by name.
     """
 
     name: str
@@ -138,11 +159,12 @@ class Kind(Generic[T]):
     parse_line: Callable[[object], Entry[T]]
     hub: tuple[HubSchema[T], ...]
     official: Mapping[str, OfficialFormat[T]] = field(default_factory=dict)
+    texts: Mapping[str, TextFormat] = field(default_factory=dict)
 
     @property
     def formats(self) -> tuple[str, ...]:
         """The names that ``dataset_format=`` takes."""
-        return ("jsonl", *self.official)
+        return ("jsonl", *self.official, *self.texts)
 
 
 # --- Checking and splitting -------------------------------------------------------------------
@@ -296,7 +318,8 @@ def select(parsed: Parsed[T], split: Split) -> Loaded[T]:
             'without a field "split" are split by the hash of their content, so that a small file '
             'may leave a split empty: give the records a "split", or load split="all".'
         )
-    return Loaded(records, parsed.skipped, parsed.source, parsed.reasons)
+    training = parsed.by_split["train"]
+    return Loaded(records, parsed.skipped, parsed.source, parsed.reasons, training)
 
 
 # --- Checking fields --------------------------------------------------------------------------

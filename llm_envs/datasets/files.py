@@ -2,14 +2,17 @@
 
 Finds the data, recognises the format by the content, and caches what it read, so that a thousand
 environments share one tuple. In a folder, where ``train.jsonl`` and ``test.jsonl`` mean something,
-the name of a file states the split of those of its records that state none.
+the name of a file states the split of those of its records that state none. Text files, one record
+each, are looked for in all folders of a folder, and the published lists of their splits with them.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -27,12 +30,13 @@ from llm_envs.datasets.checks import (
     Parsed,
     Raw,
     T,
+    TextFormat,
     listed,
     select,
     shown,
 )
 from llm_envs.datasets.hub import HUB_PREFIX, parse_hub
-from llm_envs.datasets.splits import check_flag, check_split, did_you_mean
+from llm_envs.datasets.splits import SPLITS, check_flag, check_split, did_you_mean
 
 _LINES_LOOKED_AT: Final = 20
 _EXTENSIONS: Final = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
@@ -83,7 +87,8 @@ def load(
         else:
             path = _existing_path(kind, dataset)
             source = str(path)
-        stamps = tuple(_stamp(file) for file in _data_files(kind, path))
+        files, dataset_format = _data_files(kind, path, dataset_format)
+        stamps = tuple(map(_stamp, files))
         parsed = _parse_files(kind, stamps, path.is_dir(), dataset_format, skip_bad_records, source)
     return select(parsed, split)
 
@@ -94,13 +99,13 @@ def load(
 class _Stamp(NamedTuple):
     """A file as the cache knows it: written again, it is another one."""
 
-    path: Path
+    path: str
     modified_ns: int
     size: int
 
 
-def _stamp(path: Path) -> _Stamp:
-    status = path.stat()
+def _stamp(path: str) -> _Stamp:
+    status = os.stat(path)
     return _Stamp(path, status.st_mtime_ns, status.st_size)
 
 
@@ -124,21 +129,61 @@ def _existing_path(kind: Kind[Any], dataset: object) -> Path:
     )
 
 
-def _data_files(kind: Kind[Any], path: Path) -> list[Path]:
+def _data_files(
+    kind: Kind[Any], path: Path, dataset_format: str | None
+) -> tuple[list[str], str | None]:
+    """Give the files to read, lists of splits among them, and their format if it is known."""
     if path.is_file():
-        return [path]
-    files = sorted(
-        file
-        for file in path.iterdir()
-        if file.name.endswith(_EXTENSIONS) and not file.name.startswith(".") and file.is_file()
-    )
-    if not files:
-        raise ValueError(
-            f"Folder {path} holds no file that ends in {listed(_EXTENSIONS)}. Give the folder of "
-            f"a {kind.name} set in one of the formats {listed(kind.formats)}, or "
-            f"{HUB_PREFIX}{path} for a set of the Hugging Face library."
+        return [str(path)], dataset_format
+    if dataset_format not in kind.texts:
+        lists = {name for text_format in kind.texts.values() for name in text_format.lists}
+        files = sorted(
+            str(file)
+            for file in path.iterdir()
+            if file.name.endswith(_EXTENSIONS)
+            and not file.name.startswith(".")
+            and file.name not in lists
+            and file.is_file()
         )
-    return files
+        if files:
+            return files, dataset_format
+    wanted = kind.texts
+    if dataset_format is not None:
+        wanted = {name: kind.texts[name] for name in kind.texts if name == dataset_format}
+    found = {name: files for name in wanted if (files := _text_files(wanted[name], path))}
+    if len(found) == 1:
+        [(dataset_format, files)] = found.items()
+        return files, dataset_format
+    if found:
+        raise ValueError(
+            f"Folder {path} holds files of the formats {listed(found)}. Give the folder of one of "
+            "them, or force one with the argument dataset_format=."
+        )
+    endings = [ending for text_format in wanted.values() for ending in text_format.endings]
+    if dataset_format not in kind.texts:
+        endings = [*_EXTENSIONS, *endings]
+    raise ValueError(
+        f"Folder {path} holds no file that ends in {listed(endings)}. Give the folder of "
+        f"a {kind.name} set in one of the formats {listed(kind.formats)}, or "
+        f"{HUB_PREFIX}{path} for a set of the Hugging Face library."
+    )
+
+
+def _text_files(text_format: TextFormat, folder: Path) -> list[str]:
+    """Give the records in a folder and the folders in it, and the lists of splits if there are.
+
+    There may be hundreds of thousands, hence strings.
+    """
+    found = [
+        (root, name)
+        for root, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if not name.startswith(".")
+        and (name.endswith(text_format.endings) or name in text_format.lists)
+    ]
+    if all(name in text_format.lists for _, name in found):
+        return []
+    return [os.path.join(root, name) for root, name in sorted(found)]
 
 
 def _split_in_name(file: Path) -> str | None:
@@ -161,10 +206,15 @@ def _parse_files(
     source: str,
 ) -> Parsed[Any]:
     collector = Collector(kind, skip_bad_records=skip_bad_records)
+    if in_folder and dataset_format is not None and dataset_format in kind.texts:
+        files = [Path(stamp.path) for stamp in stamps]
+        _add_texts(collector, kind, kind.texts[dataset_format], files, source)
+        return collector.parsed(source)
     for stamp in stamps:
-        name = str(stamp.path) if in_folder else source
-        parse, raws = _open(kind, stamp.path, name, dataset_format)
-        default_split = _split_in_name(stamp.path) if in_folder else None
+        path = Path(stamp.path)
+        name = str(path) if in_folder else source
+        parse, raws = _open(kind, path, name, dataset_format)
+        default_split = _split_in_name(path) if in_folder else None
         collector.add(name, raws, parse, default_split)
     return collector.parsed(source)
 
@@ -179,6 +229,8 @@ def _open(
         dataset_format, document = _recognise(kind, data, name)
     if dataset_format == "jsonl":
         return kind.parse_line, _lines(data)
+    if dataset_format in kind.texts:
+        return kind.parse_line, iter([_text_record(kind.texts[dataset_format], path.stem, data)])
     if document is None:
         document = _whole_document(data, name)
     elements = _elements(document)
@@ -190,6 +242,72 @@ def _open(
         )
     official = kind.official[dataset_format]
     return official.parse, official.read(elements)
+
+
+def _add_texts(
+    collector: Collector[T],
+    kind: Kind[T],
+    text_format: TextFormat,
+    files: Sequence[Path],
+    source: str,
+) -> None:
+    """Add the records of a folder; where lists state splits, what none of them has is left out."""
+    records = [file for file in files if file.name not in text_format.lists]
+    lists = [file for file in files if file.name in text_format.lists]
+    splits = _listed_splits(text_format, lists)
+    by_split: dict[str | None, list[Path]] = {split: [] for split in (None, *SPLITS)}
+    for file in records:
+        by_split[splits.get(file.stem)].append(file)
+    if lists:
+        unlisted = by_split.pop(None)
+        names = listed(dict.fromkeys(file.name for file in lists))
+        if len(unlisted) == len(records):
+            raise ValueError(
+                f"{source}: none of its {len(records)} records is in the lists {names}. Give the "
+                "lists that were published with the records, or take them away to have the "
+                "records split by the hash of their content."
+            )
+        if unlisted:
+            warnings.warn(
+                f"{source}: {len(unlisted)} of {len(records)} records are in none of the lists "
+                f"{names} and are left out, {unlisted[0].name} among them.",
+                stacklevel=5,
+            )
+
+    def read(file: Path) -> Raw:
+        data = _bytes_of(file, str(file))
+        place, value = _text_record(text_format, file.stem, data)
+        return Raw(f"{file.relative_to(source)}, {place}", value)
+
+    for split, members in by_split.items():
+        collector.add(source, map(read, members), kind.parse_line, split)
+
+
+def _listed_splits(text_format: TextFormat, lists: Sequence[Path]) -> dict[str, str]:
+    splits: dict[str, str] = {}
+    for file in lists:
+        try:
+            for record_id, split in text_format.lists[file.name](_bytes_of(file, "").decode()):
+                if splits.setdefault(record_id, split) != split:
+                    raise ValueError(
+                        f"the record {record_id!r} is listed for {splits[record_id]!r} and for "
+                        f"{split!r}"
+                    )
+        except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are such
+            raise ValueError(
+                f"{file}: the list of splits cannot be used ({error}). Download it again, or take "
+                "it away to have the records split by the hash of their content."
+            ) from error
+    return splits
+
+
+def _text_record(text_format: TextFormat, record_id: str, data: bytes) -> Raw:
+    try:
+        return text_format.read(record_id, data.decode())
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        problem = f"is not UTF-8 text ({_byte(error)}). Save the file as UTF-8."
+        return Raw(f"line {line}", BadRecordError("", problem))
 
 
 def _bytes_of(path: Path, name: str) -> bytes:
@@ -265,6 +383,10 @@ def _recognise(kind: Kind[Any], data: bytes, name: str) -> tuple[str, object]:
         isinstance(_json_line(line), dict) for line in head[:_LINES_LOOKED_AT]
     ):
         return "jsonl", None
+    for format_name, text_format in kind.texts.items():
+        markers = {marker.encode() for marker in text_format.markers}
+        if not markers.isdisjoint(map(bytes.strip, data.split(b"\n"))):
+            return format_name, None
     document = _whole_document(data, name)
     for element in _elements(document) or ():
         for format_name, official in kind.official.items():
@@ -277,6 +399,10 @@ def _recognise(kind: Kind[Any], data: bytes, name: str) -> tuple[str, object]:
         + [
             f"the official {format_name!r} JSON (a list 'data' of objects with {official.marker!r})"
             for format_name, official in kind.official.items()
+        ]
+        + [
+            f"a text of the {format_name!r} set (with a line {text_format.markers[0]!r})"
+            for format_name, text_format in kind.texts.items()
         ]
     )
     raise ValueError(

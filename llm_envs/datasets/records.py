@@ -54,3 +54,23 @@ class Document:
     text: str
     summaries: tuple[str, ...]
     unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class FAQ:
+    """A question that is asked often, and its answer.
+
+    Attributes:
+        id: Names the record; unique within a data set.
+        topic: What it is about, as a customer would say it; "" where that is not known.
+        question: What is asked.
+        answer: The whole answer; paragraphs and list items are lines.
+        unit: The independent unit that the record belongs to (questions that are nearly the
+            same); see `Dialogue`.
+    """
+
+    id: str
+    topic: str
+    question: str
+    answer: str
+    unit: str

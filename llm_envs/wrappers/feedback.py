@@ -467,7 +467,7 @@ class CorruptedVectorFeedback(
         inner: Any = self.env  # the base class knows no seeds of single rows
         result = inner.reset(seed=seed, options=options)
         opened = range(self.num_envs) if mask is None else np.flatnonzero(mask).tolist()
-        seeds = self._seeds(seed)
+        seeds = row_seeds(self.env, seed)
         seen: Counter[int | None] = Counter()
         for i in opened:
             self._rows[i].begin(seeds[i], copy=seen[seeds[i]], taken=taken)
@@ -494,14 +494,15 @@ class CorruptedVectorFeedback(
         self._over = over
         return observations, rewards, terminated, truncated, infos
 
-    def _seeds(self, seed: Any) -> list[int | None]:
-        """Return the seed of every row, as the environment understands one for all."""
-        if seed is None:
-            return [None] * self.num_envs
-        if isinstance(seed, int | np.integer):
-            size = getattr(self.env.unwrapped, "group_size", 1)
-            return [int(seed) + i // size for i in range(self.num_envs)]
-        return [None if s is None else int(s) for s in seed]
+
+def row_seeds(envs: gym.vector.VectorEnv[Any, Any, Any], seed: Any) -> list[int | None]:
+    """Return the seed of every row, as a vector environment understands what ``reset`` is given."""
+    if seed is None:
+        return [None] * envs.num_envs
+    if isinstance(seed, int | np.integer):
+        size = getattr(envs.unwrapped, "group_size", 1)
+        return [int(seed) + i // size for i in range(envs.num_envs)]
+    return [None if s is None else int(s) for s in seed]
 
 
 def _reward_ranges(env: Any) -> Sequence[RewardRange]:

@@ -89,7 +89,7 @@ class TokenView(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
                 f"{env} is no writing task: its actions are {env.action_space}, and tokens make "
                 "text. Use NumericView for a choosing task."
             )
-        self.tokenizer = _load(tokenizer)
+        self.tokenizer = load_tokenizer(tokenizer)
         self.max_new_tokens = whole_number("max_new_tokens", max_new_tokens)
         self.context = whole_number("context", context)
         self.room = self.context - self.max_new_tokens
@@ -170,7 +170,8 @@ class TokenView(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         return {"tokens": tokens, "length": np.array([len(self._ids)], np.int64)}
 
 
-def _load(tokenizer: Any) -> Any:
+def load_tokenizer(tokenizer: Any) -> Any:
+    """Return a tokenizer of ``transformers``, loading it from a folder or by its hub id."""
     if callable(tokenizer):
         return tokenizer
     from transformers import AutoTokenizer

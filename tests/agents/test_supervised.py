@@ -119,6 +119,16 @@ def test_the_gradient_is_that_of_cross_entropy_on_the_accepted_answers(
     assert metrics["train/loss"] == pytest.approx(total.item() / answers, rel=1e-6)
 
 
+def test_what_a_task_demonstrates_is_learned_before_what_it_accepts() -> None:
+    agent = make(max_new_tokens=3, env_kwargs={"letters": ("aa",)}, prompts=2)
+    agent.envs.task.demonstration = lambda episode: "ab"[episode.turn]
+    rollout, _, _ = taught(agent)
+    ids, _ = by_hand("aa", 3)
+    ids[-2] = B  # of the second answer, after which comes the end
+    assert [s.ids for s in rollout.sequences] == [ids] * 2
+    assert rollout.rewards.tolist() == [1.0, 1.0, -1.0, -1.0]
+
+
 def test_the_gradient_of_a_choice_is_that_of_cross_entropy_on_the_best_candidate() -> None:
     agent = make("Steps-v9", env_kwargs={"letters": ("ab", "b")}, prompts=6)
     rollout, metrics, found = taught(agent)

@@ -23,6 +23,7 @@ from agents.base import Agent
 from agents.registry import AGENTS
 from agents.reinforce import Reinforce
 from agents.settings import AgentConfig, ReinforceConfig
+from installed import playable_ids
 from runs import assert_same, checkpoint, history, of_kind, outcome, rows_in
 
 TESTS = Path(__file__).parent
@@ -722,7 +723,7 @@ def test_help_shows_the_settings_of_the_environment(capsys: pytest.CaptureFixtur
     assert "(default: 40)" not in shown_help(capsys)
 
 
-@pytest.mark.parametrize("env", sorted(arguments.PRESETS))
+@pytest.mark.parametrize("env", sorted({*arguments.PRESETS} & {*playable_ids()}))
 def test_presets_suit_their_environment(tmp_path: Path, env: str) -> None:
     train.main(
         [*SMALL, "--env", env, "--steps=8", "--eval-every=0", "--report=none", "--track=jsonl",

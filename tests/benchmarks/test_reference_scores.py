@@ -20,7 +20,9 @@ from agents.rollout import play
 from benchmarks import reference_scores
 from benchmarks.reference_scores import (
     HEURISTICS,
+    VARIANTS,
     Measured,
+    OptimalPlayer,
     OraclePlayer,
     RulePlayer,
     expectation_table,
@@ -31,9 +33,12 @@ from benchmarks.reference_scores import (
     score_table,
     sentences,
 )
+from installed import playable_ids
 from llm_envs.core.task import Outcome, WritingTask
 from llm_envs.datasets.splits import SPLITS
 from llm_envs.scoring.qa import token_f1
+from llm_envs.tasks.recommendation_clicks import SIMULATED
+from llm_envs.tasks.simulated_users import optimal_score
 
 EPISODES = 24
 
@@ -41,7 +46,7 @@ EPISODES = 24
 @pytest.fixture(scope="module")
 def measured() -> dict[str, dict[str, Evaluation]]:
     """All players on some validation episodes of every environment."""
-    return {i: measure(i, "validation", episodes=EPISODES) for i in HEURISTICS}
+    return {i: measure(i, "validation", episodes=EPISODES) for i in playable_ids()}
 
 
 # --- players ----------------------------------------------------------------------------------
@@ -51,7 +56,7 @@ def test_every_registered_environment_has_a_heuristic() -> None:
     assert set(llm_envs.registered_ids()) <= set(HEURISTICS)
 
 
-@pytest.mark.parametrize("env_id", ["DialogueQA-v0", "Summarization-v0"])
+@pytest.mark.parametrize("env_id", ["DialogueQA-v0", "Summarization-v0", "CustomerService-v0"])
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_oracle_is_right_in_every_turn(env_id: str, split: Any) -> None:
     found = evaluate(OraclePlayer, env_id, split=split, episodes=EPISODES)
@@ -70,7 +75,7 @@ def test_the_oracle_takes_the_best_candidate(env_id: str, split: Any) -> None:
     assert found.score < 1.0  # some steps offer nothing that would be clicked
 
 
-@pytest.mark.parametrize("env_id", HEURISTICS)
+@pytest.mark.parametrize("env_id", playable_ids())
 def test_heuristics_lie_between_chance_and_the_oracle(
     measured: dict[str, dict[str, Evaluation]], env_id: str
 ) -> None:
@@ -82,7 +87,7 @@ def test_heuristics_lie_between_chance_and_the_oracle(
     assert low > 0
 
 
-@pytest.mark.parametrize("env_id", HEURISTICS)
+@pytest.mark.parametrize("env_id", playable_ids())
 def test_scores_are_the_same_each_time_and_in_any_batch(
     measured: dict[str, dict[str, Evaluation]], env_id: str
 ) -> None:
@@ -90,11 +95,42 @@ def test_scores_are_the_same_each_time_and_in_any_batch(
         "random": RandomPlayer,
         "heuristic": lambda: RulePlayer(HEURISTICS[env_id].rule),
         "oracle": OraclePlayer,
+        "optimum": OptimalPlayer,
     }
-    for name, begin in players.items():
-        again = evaluate(begin, env_id, split="validation", episodes=EPISODES, batch=7)
+    for name in measured[env_id]:
+        again = evaluate(players[name], env_id, split="validation", episodes=EPISODES, batch=7)
         np.testing.assert_array_equal(again.scores, measured[env_id][name].scores)
         assert again.transcripts == measured[env_id][name].transcripts
+
+
+@pytest.mark.parametrize("max_turns", [4, 15])
+def test_the_optimum_of_simulated_sessions_is_exact(max_turns: int) -> None:
+    """Its expected score is that of the plan; what it earned lies within 6 standard errors."""
+    arguments = {"dataset": SIMULATED, "max_turns": max_turns}
+    found = measure("RecommendationClicks-v0", "validation", episodes=30, env_kwargs=arguments)
+    envs: Any = gym.make_vec(
+        "RecommendationClicks-v0", num_envs=30, split="validation", **arguments
+    )
+    chosen = [int(i) for i in np.linspace(0, len(envs.task.examples) - 1, 30)]
+    seeds = [int(np.random.SeedSequence((20_160_515, i)).generate_state(1)[0]) for i in chosen]
+    envs.reset(seed=seeds, options={"example": chosen})
+    exact = [optimal_score(episode.state.replies) for episode in envs.episodes]
+    np.testing.assert_allclose(found["optimum"].parts["expected"], exact)
+    expected = {name: e.part("expected") for name, e in found.items()}
+    assert expected["random"] < expected["heuristic"] < expected["oracle"] < expected["optimum"]
+    for e in found.values():
+        assert abs(e.score - e.part("expected")) < 6 * 0.5 / np.sqrt(30 * max_turns)
+    oracle = found["oracle"]  # it knows the probabilities, and foresees no click
+    np.testing.assert_allclose(oracle.parts["expected"], oracle.parts["best"])
+    assert oracle.score < 0.9
+
+
+def test_the_optimum_is_the_oracle_where_clicks_are_on_record(
+    measured: dict[str, dict[str, Evaluation]],
+) -> None:
+    found = measured["RecommendationClicks-v0"]
+    np.testing.assert_array_equal(found["optimum"].scores, found["oracle"].scores)
+    assert all("optimum" not in measured[i] for i in measured if i != "RecommendationClicks-v0")
 
 
 def test_seeds_of_the_random_player_differ() -> None:
@@ -183,7 +219,7 @@ def test_without_a_heuristic_the_column_is_empty(capitals: str) -> None:
     assert list(found.players) == ["random", "oracle"]
     table = score_table([found])
     header, (row,) = table.header, table.rows
-    assert row[header.index("heuristic")] == "-"
+    assert row[header.index("heuristic")] == row[header.index("optimum")] == "-"
     assert not expectation_table([found]).rows
 
 
@@ -272,7 +308,9 @@ def test_the_tables_tell_what_was_measured(measured: dict[str, dict[str, Evaluat
     choosing = ["RecommendationClicks-v0", "TextBattle-v0"]
     assert [row[0] for row in table.rows] == choosing
     for row in table.rows:
-        assert row[-1].endswith("0.000 [0.000, 0.000]")  # an oracle regrets nothing
+        cells = dict(zip(table.header, row, strict=True))
+        # An oracle regrets nothing.
+        assert cells["oracle: expected, regret"].endswith("0.000 [0.000, 0.000]")
         players = measured[row[0]]
         regret = players["random"].part("best") - players["random"].part("expected")
         assert f", {regret:.3f} [" in row[table.header.index("random: expected, regret")]
@@ -287,6 +325,18 @@ def test_the_command_prints_the_table(capsys: pytest.CaptureFixture[str]) -> Non
     assert "| Summarization-v0 | test | 4 | 4 |" in printed
     assert "lead sentence" in printed
     assert "DialogueQA" not in printed
+
+
+def test_the_command_plays_all_variants(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = reference_scores.Arguments(
+        env=("RecommendationClicks-v0",), split=("validation",), episodes=2, markdown=True
+    )
+    reference_scores.main(arguments)
+    rows = [line for line in capsys.readouterr().out.splitlines() if " | validation | 2 |" in line]
+    names = [row.split("|")[1].strip() for row in rows]
+    assert len(names) == len(VARIANTS["RecommendationClicks-v0"])
+    assert names[0] == "RecommendationClicks-v0"
+    assert names[-1] == "RecommendationClicks-v0 dataset=simulated max_turns=50"
 
 
 def test_the_command_refuses_an_unknown_environment() -> None:

@@ -27,11 +27,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import llm_envs
+from installed import playable_ids
 from llm_envs.core.env import TextEnv
 from llm_envs.core.task import Outcome, WritingTask
 from llm_envs.datasets.records import Document
 
-IDS = llm_envs.registered_ids()
+IDS = playable_ids()
 SPLITS = ("train", "validation", "test")
 WRITING = tuple(id for id in IDS if isinstance(gym.make(id).action_space, gym.spaces.Text))
 CHOOSING = tuple(id for id in IDS if id not in WRITING)
@@ -47,7 +48,19 @@ INFO_OF_ID = {  # what DESIGN.md and the docstrings promise beyond that
     "Summarization-v0": {"score/rouge_1", "score/rouge_2", "score/rouge_l"},
     "RecommendationClicks-v0": {"score/click", "best_score"},
     "TextBattle-v0": {"score/dealt", "score/kept", "best_score"},
+    "TextWorld-v0": {"score/nearer", "score/understood"},
+    "CustomerService-v0": {"score/rouge_1", "score/rouge_2", "score/rouge_l"},
 }
+UNSCORED = {"CustomerService-v0": -0.05}  # the reward of a search, which nothing else may cost
+SEARCH = " search: how a file is read"  # of most ids just another wrong answer
+
+
+def assert_unscored(id: str, result: Any) -> None:
+    """Check a step that answers nothing: its declared reward, and not a word of a score."""
+    _, reward, terminated, _, info = result
+    assert reward == UNSCORED[id]
+    assert not terminated
+    assert info.keys() == INFO_AFTER_RESET | {"feedback"}
 
 
 def an_action(env: gym.Env[Any, Any], rng: np.random.Generator) -> Any:
@@ -56,7 +69,9 @@ def an_action(env: gym.Env[Any, Any], rng: np.random.Generator) -> Any:
         return int(rng.integers(env.action_space.n))
     right = str(rng.choice(env.unwrapped.references))
     odd = "\x00\ud800 東京 \U0001f642\n"
-    return [f" {right}", f" {right} and more", " unknown", "", odd][rng.integers(5)]
+    _, game, commands = env.unwrapped.episode.observation.rpartition("\nYou can: ")
+    wrong = str(rng.choice(re.split(r"; |\.\n", commands)[:-1])) if game else " unknown"
+    return [f" {right}", f" {right} and more", wrong, "", odd, SEARCH][rng.integers(6)]
 
 
 def prompt_of(observation: Any) -> str:
@@ -221,11 +236,15 @@ def test_info_has_exactly_the_documented_keys(id: str, split: str) -> None:
     env = gym.make(id, split=split)
     rng = np.random.default_rng(3)
     _, info = env.reset(seed=3)
+    assert info.keys() == INFO_AFTER_RESET
     for _ in range(50):
         before = env.unwrapped.references
-        assert info.keys() in (INFO_AFTER_RESET, INFO_AFTER_STEP | INFO_OF_ID[id])
-        _, _, terminated, _, info = env.step(an_action(env, rng))
-        assert info.keys() == INFO_AFTER_STEP | INFO_OF_ID[id]
+        result = env.step(an_action(env, rng))
+        _, _, terminated, _, info = result
+        if "score" not in info:
+            assert_unscored(id, result)
+        else:
+            assert info.keys() == INFO_AFTER_STEP | INFO_OF_ID[id]
         assert not any(type(value) is tuple and value == before for value in info.values())
         if terminated:
             assert env.unwrapped.references == ()
@@ -293,9 +312,11 @@ def test_what_a_caller_does_to_results_changes_nothing(id: str) -> None:
 @each_split
 def test_the_score_lies_in_0_1_and_its_parts_are_finite(id: str, split: str) -> None:
     scores = []
-    for _, reward, _, _, info in filter(
-        lambda result: len(result) == 5, play(gym.make(id, split=split), 200, seed=9)
-    ):
+    for result in filter(lambda r: len(r) == 5, play(gym.make(id, split=split), 200, seed=9)):
+        _, reward, _, _, info = result
+        if "score" not in info:
+            assert_unscored(id, result)
+            continue
         numbers = [v for k, v in info.items() if k.startswith("score") or k == "best_score"]
         assert all(type(v) is float and 0.0 <= v <= 1.0 for v in numbers)
         assert info["score"] <= info.get("best_score", 1.0)
@@ -312,9 +333,11 @@ def test_the_reward_is_the_score_mapped_linearly(
 ) -> None:
     low, high = reward_range
     rewards = []
-    for _, reward, _, _, info in filter(
-        lambda result: len(result) == 5, play(gym.make(id, reward_range=reward_range), 100)
-    ):
+    for result in filter(lambda r: len(r) == 5, play(gym.make(id, reward_range=reward_range), 100)):
+        _, reward, _, _, info = result
+        if "score" not in info:
+            assert_unscored(id, result)
+            continue
         assert reward == low + (high - low) * info["score"]
         rewards.append(reward)
     assert min(rewards) == low
@@ -338,6 +361,23 @@ def test_the_oracle_scores_1_in_every_step(id: str, split: str) -> None:
             env.reset()
 
 
+@each_writing
+@each_split
+def test_who_does_what_is_demonstrated_scores_1(id: str, split: str) -> None:
+    env = gym.make(id, split=split)
+    env.reset(seed=11)
+    for _ in range(100):
+        result = env.step(" " + env.unwrapped.demonstration)
+        *_, terminated, _, info = result
+        if "score" in info:
+            assert info["score"] == 1.0
+        else:
+            assert_unscored(id, result)
+        if terminated:
+            assert env.unwrapped.demonstration is None
+            env.reset()
+
+
 @pytest.mark.parametrize("id", CHOOSING)
 @each_split
 def test_candidate_scores_tell_every_choice_and_the_best(id: str, split: str) -> None:
@@ -358,17 +398,21 @@ def test_candidate_scores_tell_every_choice_and_the_best(id: str, split: str) ->
 # --- Splits --------------------------------------------------------------------------------------
 
 
-def content_hash(example: Any) -> str:
+def content_hashes(example: Any) -> set[str]:
     """Hash what an example says, its wording but not its spacing or case."""
     said = getattr(example, "passage", None) or getattr(example, "text", None) or example.unit
-    return hashlib.sha256(" ".join(said.casefold().split()).encode()).hexdigest()
+    texts = [text for f in getattr(example, "questions", ()) for text in (f.question, f.answer)]
+    return {
+        hashlib.sha256(" ".join(text.casefold().split()).encode()).hexdigest()
+        for text in texts or [said]
+    }
 
 
 @each_id
 def test_splits_share_neither_content_nor_unit_nor_id(id: str) -> None:
     examples = {split: gym.make(id, split=split).unwrapped.task.examples for split in SPLITS}
-    for of in (content_hash, lambda e: e.unit, lambda e: e.id):
-        keys = {split: {of(example) for example in examples[split]} for split in SPLITS}
+    for of in (content_hashes, lambda e: {e.unit}, lambda e: {e.id}):
+        keys = {split: set().union(*map(of, examples[split])) for split in SPLITS}
         for a, b in itertools.combinations(SPLITS, 2):
             assert not keys[a] & keys[b], f"{a} and {b} share examples"
     together = gym.make(id, split="all").unwrapped.task.examples
@@ -443,8 +487,8 @@ def step_once(id: str, action: str) -> None:
     assert info["messages"][1]["content"] == action.strip()
     assert 0.0 <= info["score"] <= 1.0
     if not any(pieces(action) & pieces(reference) for reference in references):
-        assert info["score"] == 0.0
-        assert reward == -1.0
+        assert info["score"] == (0.5 if id == "TextWorld-v0" else 0.0)  # a game goes on as it was
+        assert reward == 2 * info["score"] - 1
     env.render().encode()  # which a lone surrogate would break
 
 
@@ -552,10 +596,14 @@ def test_max_turns_ends_an_episode_as_terminated(id: str, max_turns: int) -> Non
         full.reset(seed=seed)
         ended, ended_full, length = False, False, 0
         while not ended:
-            _, _, ended, truncated, _ = env.step(an_action(env, rng))
+            result = env.step(an_action(env, rng))
+            _, _, ended, truncated, info = result
             ended_full = full.step(an_action(full, same))[2]
             assert truncated is False
-            length += 1
+            if "score" in info:
+                length += 1
+            else:
+                assert_unscored(id, result)
         assert length == max_turns or ended_full
         lengths.append(length)
     assert max(lengths) == (1 if id == "Summarization-v0" else max_turns)
@@ -596,7 +644,7 @@ WRONG = [
 def test_wrong_arguments_are_refused_with_cause_and_cure(
     id: str, arguments: dict[str, Any], error: type[Exception], words: list[str]
 ) -> None:
-    if "skip_bad_records" in arguments and id == "TextBattle-v0":
+    if "skip_bad_records" in arguments and id in ("TextBattle-v0", "TextWorld-v0"):
         words = ["no argument 'skip_bad_records'", "It takes split,"]  # it reads no records
     with pytest.raises(error) as raised:
         gym.make(id, **arguments)
@@ -611,6 +659,8 @@ def test_a_dataset_that_is_nearly_right_is_named(id: str) -> None:
         "Summarization-v0": "debian_packages",
         "RecommendationClicks-v0": "movielens_small",
         "TextBattle-v0": "duels",
+        "TextWorld-v0": "houses",
+        "CustomerService-v0": "faqs",
     }[id]
     with pytest.raises((ValueError, FileNotFoundError), match=f"Did you mean '{default}'"):
         gym.make(id, dataset=default[:-1])

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llm_envs
+from installed import playable_ids
 from llm_envs.core.rendering import printable, transcript
 
 COLOUR = re.compile("\033\\[\\d+m")
@@ -80,7 +81,7 @@ def test_what_a_policy_writes_colours_nothing() -> None:
     assert transcript(written, []).count("\033") == 2  # those of the role
 
 
-@pytest.mark.parametrize("id", llm_envs.registered_ids())
+@pytest.mark.parametrize("id", playable_ids())
 def test_human_mode_prints_what_ansi_mode_returns_bit_by_bit(
     id: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

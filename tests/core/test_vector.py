@@ -14,14 +14,14 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import create_shared_memory
 
-import llm_envs
+from installed import playable_ids
 from llm_envs.core.env import TextEnv
 from llm_envs.core.spaces import Text
 from llm_envs.core.task import Episode, Outcome, WritingTask
 from llm_envs.core.vector import TextVectorEnv, step_infos
 from llm_envs.datasets.records import Document
 
-IDS = llm_envs.registered_ids()
+IDS = playable_ids()
 N = 4
 STEPS = 60
 SAME_STEP = {"autoreset_mode": AutoresetMode.SAME_STEP}
@@ -62,12 +62,12 @@ def make(id: str, mode: str, n: int = N, **arguments: Any) -> Any:
 
 
 def some_actions(vec: Any, references: Sequence[Any], rng: np.random.Generator) -> Any:
-    """Draw one action a row: right, nearly right and wrong ones."""
+    """Draw one action a row: right, nearly right and wrong ones, and a search."""
     if isinstance(vec.single_action_space, gym.spaces.Discrete):
         return rng.integers(vec.single_action_space.n, size=vec.num_envs)
-    kinds = rng.integers(4, size=vec.num_envs)
+    kinds = rng.integers(5, size=vec.num_envs)
     return tuple(
-        [f" {r[0]}", f" {r[0]} and more", " unknown", "\ud800"][kind]
+        [f" {r[0]}", f" {r[0]} and more", " unknown", "\ud800", " search: how a file is read"][kind]
         for r, kind in zip(references, kinds, strict=True)
     )
 
@@ -162,6 +162,7 @@ def test_native_form_plays_the_trajectories_of_single_environments(id: str, seed
                 assert observations["prompt"][i] == envs[i].episode.observation["prompt"]
         actions = some_actions(vec, vec.references, rng)
         assert vec.references == [env.references for env in envs]
+        assert vec.demonstrations == [env.demonstration for env in envs]
         assert_same(vec.candidate_scores, [env.candidate_scores for env in envs])
         observations, rewards, terminated, truncated, infos = vec.step(actions)
         single = [env.step(action) for env, action in zip(envs, actions, strict=True)]
@@ -287,7 +288,8 @@ def test_shared_memory_is_refused_with_the_cure(id: str) -> None:
 @each_id
 @pytest.mark.parametrize("mode", ["sync", "vector_entry_point"])
 def test_arguments_reach_the_rows(id: str, mode: str) -> None:
-    vec = make(id, mode, 2, split="test", reward_range=(0.0, 4.0), max_turns=1)
+    arguments = {"max_searches": 0} if id == "CustomerService-v0" else {}  # each step is scored
+    vec = make(id, mode, 2, split="test", reward_range=(0.0, 4.0), max_turns=1, **arguments)
     tests = {e.id for e in gym.make(id, split="test").unwrapped.task.examples}
     for _, rewards, terminated, _, infos in play(vec, 10, seed=0)[1:]:
         assert terminated.all()
@@ -586,9 +588,13 @@ def test_step_infos_are_plain_and_those_of_the_step(id: str, mode: str) -> None:
         for i, info in enumerate(step_infos(result[-1], N)):
             assert type(info["turn"]) is int
             assert type(info["messages"]) is list
-            if len(result) == 5:
+            if len(result) == 5 and "score" in info:
                 assert type(info["score"]) is float
                 assert result[1][i] == 2 * info["score"] - 1
+            elif len(result) == 5:
+                assert id == "CustomerService-v0"
+                assert info.keys() == {"example_id", "turn", "messages", "feedback"}
+                assert result[1][i] == -0.05
             else:
                 assert info.keys() == {"example_id", "turn", "messages"}
 

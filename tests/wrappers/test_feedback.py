@@ -20,8 +20,8 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-import llm_envs
 from agents import train
+from installed import playable_ids
 from llm_envs.core.env import TextEnv
 from llm_envs.core.task import Outcome, WritingTask
 from llm_envs.core.vector import TextVectorEnv, step_infos
@@ -42,7 +42,7 @@ from three_tokens import (
 
 three_token_tasks = task_fixture(TASKS, autouse=False)
 
-IDS = llm_envs.registered_ids()
+IDS = playable_ids()
 SEEDS = [5, 2**40, 9]
 N = len(SEEDS)
 STEPS = 24
