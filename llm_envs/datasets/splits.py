@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, cast
 
 Split = Literal["train", "validation", "test", "all"]
@@ -79,3 +79,31 @@ def did_you_mean(value: object, choices: Iterable[str]) -> str:
     near = [choice for choice in by_folded if folded and choice.startswith(folded)]
     near = near or difflib.get_close_matches(folded, by_folded, n=1, cutoff=0.6)
     return f" Did you mean {by_folded[near[0]]!r}?" if near else ""
+
+
+def check_names(
+    argument: str, given: object, known: Sequence[str], *, noun: str, example: str
+) -> None:
+    """Refuse an argument that is no dict, or has a name in it that means nothing.
+
+    Args:
+        argument: Name of the argument.
+        given: Its value.
+        known: The names that it can hold.
+        noun: What these are, such as "corruption".
+        example: A right value.
+
+    Raises:
+        TypeError: It is no mapping, or one of its names is unknown.
+    """
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"{argument} is {given!r}. Give a dict of {noun}s ({', '.join(known)}), such as "
+            f"{example}."
+        )
+    for name in given:
+        if name not in known:
+            raise TypeError(
+                f"There is no {noun} {name!r} of {argument}.{did_you_mean(str(name), known)} "
+                f"There are {', '.join(known)}."
+            )

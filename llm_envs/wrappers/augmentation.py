@@ -32,7 +32,7 @@ from gymnasium.vector import AutoresetMode
 from llm_envs.core.play import Info
 from llm_envs.core.task import say, whole_number
 from llm_envs.datasets.records import Dialogue
-from llm_envs.datasets.splits import did_you_mean
+from llm_envs.datasets.splits import check_names
 from llm_envs.wrappers.feedback import row_seeds
 
 _STREAM: Final = 0x7E87  # sets the chance of perturbations apart from all else that a seed seeds
@@ -268,17 +268,9 @@ class Augmentation:
             ValueError: A value is impossible.
         """
         known = [f.name for f in dataclasses.fields(cls)]
-        if not isinstance(arguments, Mapping):
-            raise TypeError(
-                f"observation_text is {arguments!r}. Give a dict of perturbations "
-                f'({", ".join(known)}), such as {{"typos": 0.2}}.'
-            )
-        for name in arguments:
-            if name not in known:
-                raise TypeError(
-                    f"There is no perturbation {name!r} of texts.{did_you_mean(name, known)} "
-                    f"There are {', '.join(known)}."
-                )
+        check_names(
+            "observation_text", arguments, known, noun="perturbation", example='{"typos": 0.2}'
+        )
         return cls(**arguments)
 
 

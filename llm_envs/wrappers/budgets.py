@@ -33,7 +33,7 @@ from gymnasium.utils import RecordConstructorArgs
 from llm_envs.core import play
 from llm_envs.core.task import whole_number
 from llm_envs.core.vector import TextVectorEnv
-from llm_envs.datasets.splits import did_you_mean
+from llm_envs.datasets.splits import check_names
 from llm_envs.scoring.text import CJK_LETTERS
 from llm_envs.wrappers.token_view import load_tokenizer
 
@@ -386,20 +386,15 @@ def check_budget(budget: Any) -> None:
     """Refuse a ``budget`` argument that says nothing, or what it cannot.
 
     Raises:
-        TypeError: It is no dict.
-        ValueError: A name in it is unknown, or no budget is given.
+        TypeError: It is no dict, or a name in it is unknown.
+        ValueError: No budget is given.
     """
-    example = 'such as {"tokens": 60}'
-    if not isinstance(budget, Mapping):
-        raise TypeError(f"budget is {budget!r}. Give a dict of tokens, seconds or both, {example}.")
-    for name in budget:
-        if name not in _KNOWN:
-            raise ValueError(
-                f"There is no budget {name!r}.{did_you_mean(name, _KNOWN)} There are tokens (with "
-                f"a tokenizer, if they are not words) and seconds, {example}."
-            )
+    check_names("budget", budget, _KNOWN, noun="limit", example='{"tokens": 60}')
     if "tokens" not in budget and ("seconds" not in budget or "tokenizer" in budget):
-        raise ValueError(f"budget is {dict(budget)}. Give tokens, seconds or both, {example}.")
+        raise ValueError(
+            f"budget is {dict(budget)}. Give tokens (with a tokenizer, if they are not words), "
+            'seconds or both, such as {"tokens": 60}.'
+        )
 
 
 EnvT = TypeVar("EnvT", gym.Env[Any, Any], gym.vector.VectorEnv[Any, Any, Any])

@@ -28,7 +28,7 @@ from gymnasium.vector import AutoresetMode
 from llm_envs.core.play import Info, RewardRange
 from llm_envs.core.task import whole_number
 from llm_envs.core.vector import step_infos
-from llm_envs.datasets.splits import did_you_mean
+from llm_envs.datasets.splits import check_names, did_you_mean
 
 _STREAM: Final = 0xFEEDBAC  # sets the chance of feedback apart from all else that a seed seeds
 _DRIFTING: Final = ("flip", "bias", "noise", "missing")
@@ -205,17 +205,7 @@ class Corruption:
             ValueError: A value is impossible.
         """
         known = [f.name for f in dataclasses.fields(cls)]
-        if not isinstance(arguments, Mapping):
-            raise TypeError(
-                f"feedback is {arguments!r}. Give a dict of corruptions ({', '.join(known)}), such "
-                'as {"flip": 0.2}.'
-            )
-        for name in arguments:
-            if name not in known:
-                raise TypeError(
-                    f"There is no corruption {name!r} of feedback.{did_you_mean(name, known)} "
-                    f"There are {', '.join(known)}."
-                )
+        check_names("feedback", arguments, known, noun="corruption", example='{"flip": 0.2}')
         return cls(**arguments)
 
     def at(self, taken: int) -> Corruption:

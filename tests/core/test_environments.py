@@ -31,6 +31,7 @@ from installed import playable_ids
 from llm_envs.core.env import TextEnv
 from llm_envs.core.task import Outcome, WritingTask
 from llm_envs.datasets.records import Document
+from same import assert_same
 
 IDS = playable_ids()
 SPLITS = ("train", "validation", "test")
@@ -88,25 +89,6 @@ def play(env: gym.Env[Any, Any], steps: int, *, seed: int = 0, going_on: bool = 
         if result[2]:
             seen.append(env.reset())
     return seen
-
-
-def assert_same(a: Any, b: Any) -> None:
-    """Compare nested structures, types and dtypes included."""
-    assert type(a) is type(b)
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, tuple | list):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    elif isinstance(a, np.ndarray):
-        assert a.dtype == b.dtype
-        assert a.shape == b.shape
-        assert (a == b).all()
-    else:
-        assert a == b
 
 
 # --- Gymnasium's own checks ----------------------------------------------------------------------

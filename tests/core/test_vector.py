@@ -20,6 +20,7 @@ from llm_envs.core.spaces import Text
 from llm_envs.core.task import Episode, Outcome, WritingTask
 from llm_envs.core.vector import TextVectorEnv, step_infos
 from llm_envs.datasets.records import Document
+from same import assert_same
 
 IDS = playable_ids()
 N = 4
@@ -28,28 +29,6 @@ SAME_STEP = {"autoreset_mode": AutoresetMode.SAME_STEP}
 
 each_id = pytest.mark.parametrize("id", IDS)
 each_seed = pytest.mark.parametrize("seed", [5, [9, 2, 2**40, 9]], ids=["int", "list"])
-
-
-def assert_same(a: Any, b: Any) -> None:
-    """Compare nested structures, types and dtypes included."""
-    assert type(a) is type(b)
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, tuple | list):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    elif isinstance(a, np.ndarray):
-        assert a.dtype == b.dtype
-        assert a.shape == b.shape
-        if a.dtype == object:
-            assert_same(a.tolist(), b.tolist())
-        else:
-            assert (a == b).all()
-    else:
-        assert a == b
 
 
 def make(id: str, mode: str, n: int = N, **arguments: Any) -> Any:

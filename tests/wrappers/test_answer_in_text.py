@@ -27,6 +27,7 @@ from llm_envs.core.vector import TextVectorEnv, step_infos
 from llm_envs.datasets.records import Document
 from llm_envs.wrappers import AnswerInText, ChoosingInText, answer_in_text, parse_choice
 from llm_envs.wrappers.answer_in_text import NOTICE
+from same import assert_same
 from three_tokens import Pick, make_model, make_tokenizer, task_fixture
 
 three_token_tasks = task_fixture({"Pick-v9": Pick}, autouse=False)
@@ -63,24 +64,6 @@ class Silent(ChoosingTask[Document]):
     def proceed(self, episode: Episode[Document], action: int, outcome: Outcome) -> None:
         episode.finished = episode.turn == 2
         episode.observation = self._observe("de")
-
-
-def assert_same(a: Any, b: Any) -> None:
-    """Compare nested structures, types and dtypes included."""
-    assert type(a) is type(b)
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, tuple | list):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    elif isinstance(a, np.ndarray):
-        assert (a.dtype, a.shape) == (b.dtype, b.shape)
-        assert_same(a.tolist(), b.tolist())
-    else:
-        assert a == b
 
 
 def in_text(id: str, **arguments: Any) -> gym.Env[Any, Any]:

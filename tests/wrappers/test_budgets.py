@@ -42,6 +42,7 @@ from llm_envs.wrappers import (
     budgets,
 )
 from llm_envs.wrappers.budgets import cut, token_ends
+from same import assert_same
 from three_tokens import TASKS, make_agent, task_fixture
 
 three_token_tasks = task_fixture(TASKS, autouse=False)
@@ -84,24 +85,6 @@ class Hand:
 
     def __call__(self) -> float:
         return self.now
-
-
-def assert_same(a: Any, b: Any) -> None:
-    """Compare nested structures, types and dtypes included."""
-    assert type(a) is type(b)
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, tuple | list):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    elif isinstance(a, np.ndarray):
-        assert (a.dtype, a.shape) == (b.dtype, b.shape)
-        assert_same(a.tolist(), b.tolist())
-    else:
-        assert a == b
 
 
 def an_answer(rng: np.random.Generator) -> str:
@@ -528,11 +511,11 @@ def test_impossible_budgets_are_refused_by_name(
 @pytest.mark.parametrize(
     ("budget", "error", "message"),
     [
-        (60, TypeError, r"budget is 60. Give a dict of tokens, seconds or both"),
-        ({}, ValueError, r"budget is \{\}. Give tokens, seconds or both"),
-        ({"tokenizer": "x"}, ValueError, "Give tokens, seconds or both"),
-        ({"tokenizer": "x", "seconds": 1}, ValueError, "Give tokens, seconds or both"),
-        ({"token": 60}, ValueError, "no budget 'token'.*Did you mean 'tokens'"),
+        (60, TypeError, r"budget is 60. Give a dict of limits \(tokens, tokenizer, seconds\)"),
+        ({}, ValueError, r"budget is \{\}. Give tokens .*seconds or both"),
+        ({"tokenizer": "x"}, ValueError, "Give tokens .*seconds or both"),
+        ({"tokenizer": "x", "seconds": 1}, ValueError, "Give tokens .*seconds or both"),
+        ({"token": 60}, TypeError, "no limit 'token' of budget.*Did you mean 'tokens'"),
     ],
     ids=str,
 )

@@ -28,6 +28,7 @@ from llm_envs.core.vector import TextVectorEnv, step_infos
 from llm_envs.datasets.records import Document
 from llm_envs.wrappers import CorruptedFeedback, CorruptedVectorFeedback, Corruption, feedback
 from llm_envs.wrappers.feedback import Chance, biased, coarse, drifted, flipped, judge, noisy, paid
+from same import assert_same
 from three_tokens import (
     ANSWERS,
     TASKS,
@@ -116,24 +117,6 @@ def many(n: int, answer: str = "1", *, rows: int = 50, **corruptions: Any) -> np
     envs = CorruptedVectorFeedback(TextVectorEnv(rows, Turns, max_turns=1), **corruptions)
     envs.reset(seed=1)
     return np.stack([envs.step([answer] * rows)[1] for _ in range(n // rows)])
-
-
-def assert_same(a: Any, b: Any) -> None:
-    """Compare nested structures, types and dtypes included."""
-    assert type(a) is type(b)
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, tuple | list):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    elif isinstance(a, np.ndarray):
-        assert (a.dtype, a.shape) == (b.dtype, b.shape)
-        assert_same(a.tolist(), b.tolist())
-    else:
-        assert a == b
 
 
 def an_action(env: gym.Env[Any, Any], rng: np.random.Generator) -> Any:
