@@ -139,6 +139,11 @@ class Training:
     def measure(self, held: Sequence[Row], best: Path) -> dict[str, float]:
         """Measure on what is held out; the best policy so far is written."""
         found = perplexity(self.policy, held, self.a.micro_batch_tokens)
+        if not math.isfinite(found):
+            raise FloatingPointError(
+                f"At step {self.state['step']} the perplexity on what is held out is {found}. "
+                "Look at the policy's weights, or give --autocast none."
+            )
         if self.state["best"] is None or found < self.state["best"]:
             with replacing(best) as fresh:
                 self.policy.save_pretrained(fresh)
@@ -179,8 +184,8 @@ def pretrain(a: Arguments, console: Console) -> dict[str, Any]:
         policy, state = training.policy, training.state
         pieces = encode(texts, policy.tokenizer, min(a.max_length, policy.context))
         rows, held = hold_out(pieces, a.held_out)
-        weights = sum(p.nbytes for p in policy.model.parameters())
-        runs.prepare(a.out, needed_bytes=10 * weights)
+        written = training.parameters if a.lora_rank else policy.model.parameters()
+        runs.prepare(a.out, needed_bytes=10 * sum(p.nbytes for p in written))
         per_epoch = len(batches(rows, a.batch_tokens, [a.seed]))
         steps = a.steps or a.epochs * per_epoch
         due = {round(steps * k / a.evaluations) for k in range(1, a.evaluations + 1)}

@@ -67,7 +67,7 @@ def load_texts(data: str, env_kwargs: Mapping[str, Any] | None = None) -> Texts:
     elif data in DIALOGUES:
         found = (record.passage for record in load_dialogues(data, split="train").records)
     elif path.exists():
-        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+        files = [path] if path.is_file() else _files_in(path)
         found = (text for file in files for text in _texts_of(file))
     else:
         embedded = (*DOCUMENTS, *DIALOGUES)
@@ -101,13 +101,27 @@ def _first_observations(env_id: str, env_kwargs: Mapping[str, Any]) -> Iterator[
         yield observation if isinstance(observation, str) else observation["prompt"]
 
 
+def _files_in(folder: Path) -> list[Path]:
+    """Return the files of a folder and the folders in it, without hidden ones."""
+    found = (p for p in folder.rglob("*") if p.is_file())
+    return sorted(
+        p for p in found if not any(x.startswith(".") for x in p.relative_to(folder).parts)
+    )
+
+
 def _texts_of(file: Path) -> Iterator[str]:
-    if file.suffix in (".txt", ".md"):
-        yield file.read_text(encoding="utf-8")
-    elif file.suffix == ".jsonl":
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                yield from _text_of(line, f"Line {number} of {file}")
+    if file.suffix not in (".txt", ".md", ".jsonl"):
+        return
+    try:
+        content = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text ({error}). Save it as UTF-8.") from error
+    if file.suffix != ".jsonl":
+        yield content
+        return
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            yield from _text_of(line, f"Line {number} of {file}")
 
 
 def _text_of(line: str, place: str) -> Iterator[str]:
@@ -122,7 +136,7 @@ def _text_of(line: str, place: str) -> Iterator[str]:
             f"{place} is an environment's, and has splits that are scored on. Read it with "
             f'--data env:ID --env-kwargs \'{{"dataset": "FILE"}}\'.'
         )
-    if record.get("split", "train") == "train":
+    if (record.get("split") or "train") == "train":
         yield record["text"]
 
 

@@ -200,7 +200,7 @@ class OraclePlayer(ScriptedPlayer):
 
     @staticmethod
     def _best(task: Task[Any], episode: Any, scores: Any, references: Sequence[str]) -> Any:
-        if scores is not None:
+        if not references and scores is not None:
             return int(np.argmax(scores))
         if not references:
             raise ValueError(
@@ -332,7 +332,7 @@ def expectation_table(measured: Sequence[Measured]) -> Table:
         ]
         rows.append((m.name, m.split, f"{m.players['oracle'].part('best'):.3f}", *cells))
     expected = (f"{player}: expected, regret" for player in PLAYERS)
-    return Table("", ("environment", "split", "best possible", *expected), tuple(rows))
+    return Table("", ("environment", "split", "best of each step", *expected), tuple(rows))
 
 
 def _regret(e: Evaluation) -> str:

@@ -80,7 +80,10 @@ def falling(env: str, found: Scores) -> Chart:
 def main() -> None:
     """Print the tables and draw the figure."""
     a = tyro.cli(Arguments, description=__doc__, prog="python -m benchmarks.robustness")
-    found = {o.run.name: o.score for o in read(a.out) if o.score is not None}
+    try:
+        found = {o.run.name: o.score for o in read(a.out) if o.score is not None}
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     charts = [falling(env, found) for env in PLAYERS]
     looks = styles([s.name for chart in charts for s in chart.series])
     save_png(charts, looks, a.figure or a.out / "robustness.png")

@@ -50,6 +50,11 @@ class Views:
         check_flag("answer_in_text", self.answer_in_text)
         if self.observation_text is not None:
             Augmentation.of(self.observation_text)
+            if "adversary" in self.observation_text:
+                raise TypeError(
+                    "An adversary is no plain value, which env.spec could hold. Wrap the "
+                    "environment: AugmentedText(env, adversary=…), or AugmentedVectorText."
+                )
         if self.budget is not None:
             check_budget(self.budget)
         if self.feedback is not None:

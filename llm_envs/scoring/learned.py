@@ -43,8 +43,13 @@ def check_model(argument: str, name: str | Path) -> str:
     """
     from transformers import AutoConfig
 
-    found = importlib.util.find_spec("agents") if name == "tiny" else None
-    if found is not None and found.submodule_search_locations:
+    if name == "tiny":
+        found = importlib.util.find_spec("agents")
+        if found is None or not found.submodule_search_locations:
+            raise ValueError(
+                f"{argument} is 'tiny', the model of the package agents, which is not installed. "
+                "Give the folder of a model or its hub id."
+            )
         name = Path(found.submodule_search_locations[0], "policies", "tiny")
     first, *others = Path(name).parts or ("",)
     try:

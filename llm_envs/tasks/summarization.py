@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -47,14 +48,14 @@ def check_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
                 f"score_weights has the part {name!r}, which does not exist."
                 f"{did_you_mean(name, PARTS)} Use {', '.join(PARTS)}."
             )
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
+        if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
             raise TypeError(f"The weight of {name!r} is {weight!r}. Give a number from 0.")
-        if not 0 <= weight < math.inf:
+        if not 0 <= float(weight) < math.inf:
             raise ValueError(f"The weight of {name!r} is {weight}. Give a finite number from 0.")
-    total = sum(weights.values())
+    total = sum(map(float, weights.values()))
     if not 0 < total < math.inf:
         raise ValueError(f"score_weights is {dict(weights)}: nothing is scored. Give one {like}.")
-    return {name: weight / total for name, weight in weights.items()}
+    return {name: float(weight) / total for name, weight in weights.items()}
 
 
 class Summarization(WritingTask[Document]):
@@ -188,7 +189,9 @@ class Summarization(WritingTask[Document]):
             )
         return [
             Outcome(
-                score=sum(weight * values[part][i] for part, weight in self.weights.items()),
+                score=min(  # rounded, the weights may add up to a little more than 1
+                    1.0, sum(weight * values[part][i] for part, weight in self.weights.items())
+                ),
                 parts={"rouge_1": s.rouge_1, "rouge_2": s.rouge_2, "rouge_l": s.rouge_l}
                 | {part: values[part][i] for part in self.models},
             )

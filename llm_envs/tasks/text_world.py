@@ -100,10 +100,11 @@ def generate(quest: Quest) -> Any:
     options.quest_length = quest.length
     try:
         return make_game(options)
-    except QuestGenerationError as error:
+    except (QuestGenerationError, ValueError) as error:
         raise ValueError(
             f"TextWorld makes no quest of length {quest.length} in {quest.rooms} rooms with "
-            f"{quest.objects} objects ({error}). Ask for a shorter quest, or for more rooms."
+            f"{quest.objects} objects ({error}). Ask for a shorter quest, for more rooms or for "
+            "fewer objects."
         ) from error
 
 
@@ -254,8 +255,9 @@ class TextWorld(Task[Quest]):
     words the quest, and tells after each command what can be seen and what can be done.
 
     Games are made of fixed seeds when they are first opened, which takes about a tenth of a
-    second. Another version of ``textworld`` may make others of them. The quest is worded by
-    TextWorld; what is seen is told in short sentences here, not in the prose of a compiled game.
+    second at the default size, and seconds with ten rooms. Another version of ``textworld`` may
+    make others of them. The quest is worded by TextWorld; what is seen is told in short sentences
+    here, not in the prose of a compiled game.
 
     ## Action Space
     ``Text``: the command, of at most 2**20 characters. Case, repeated spaces and a full stop at

@@ -3,7 +3,7 @@
 :class:`ChoosingInText` is a choosing task as a task of its own, which ``answer_in_text=True`` makes
 of any id: so it is played by ``TextEnv`` and ``TextVectorEnv`` themselves, and single and vector
 form, groups, oracles and evaluation are those of every writing task. :class:`AnswerInText` wraps an
-environment that was made before, whatever else is wrapped around it, and plays the same.
+environment that was made before, and plays the same.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from gymnasium.utils import RecordConstructorArgs
 from llm_envs.core import play
 from llm_envs.core.spaces import MAX_OBSERVATION_LENGTH, Text
 from llm_envs.core.task import ChoosingTask, Episode, Message, Outcome, Task, say
+from llm_envs.wrappers.feedback import is_corrupted
 
 DEFAULT_CHOICE: Final = 0
 """What is played where an answer names no candidate."""
@@ -83,7 +84,7 @@ def parse_choice(answer: str, candidates: Sequence[str]) -> int | None:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.split()).removesuffix(".").casefold()
+    return " ".join(text.split()).removesuffix(".").rstrip().casefold()
 
 
 def list_candidates(candidates: Sequence[str]) -> str:
@@ -252,7 +253,7 @@ class AnswerInText(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         env: An environment of a choosing task.
 
     Raises:
-        ValueError: It is no choosing task.
+        ValueError: It is no choosing task, or its feedback is corrupted already.
 
     Example:
         >>> import gymnasium as gym
@@ -280,6 +281,11 @@ class AnswerInText(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             raise ValueError(
                 f"{env} is no choosing task: its observations are {env.observation_space} and hold "
                 "no candidates."
+            )
+        if is_corrupted(env):
+            raise ValueError(
+                f"{env} has corrupted feedback inside, and answers that name nothing are judged by "
+                "it too. Wrap it in AnswerInText first, then in CorruptedFeedback."
             )
         self._lowest = env.get_wrapper_attr("reward_range")[0]
         self.observation_space = Text(MAX_OBSERVATION_LENGTH)

@@ -1,12 +1,12 @@
 """Questions as people ask them: misspelt, in other words, beside facts that are off the point.
 
 What is perturbed is the text of the user's question, in the observation and in
-``info["messages"]`` alike. What a right answer is made of stays as it is: the passage (or the text
-to summarise), the user's reply to an answer, the candidates of a choosing task, and all that the
-policy wrote. So do features, rewards, scores and episodes. A perturbed question has the same right
-answers by construction: nothing here looks at the accepted answers, so that nothing gives them
-away either, and each perturbation states the rule that keeps its meaning. The rules are made for
-English.
+``info["messages"]`` alike; where a task has no passage, all that the user says. What a right
+answer is made of stays as it is: the passage (or the text to summarise), the user's reply to an
+answer, the candidates of a choosing task, and all that the policy wrote. So do features, rewards,
+scores and episodes. A perturbed question has the same right answers by construction: nothing here
+looks at the accepted answers, so that nothing gives them away either, and each perturbation states
+the rule that keeps its meaning. The rules are made for English.
 
 :class:`AugmentedText` wraps one environment and :class:`AugmentedVectorText` many; both take the
 fields of :class:`Augmentation` as arguments, and show equal texts for equal seeds.
@@ -42,8 +42,8 @@ _STREAM: Final = 0x7E87  # sets the chance of perturbations apart from all else 
 WORDS: Final = tuple(
     """
     What Which Where When How Please Summarize
-    again also another any because being but called could does each every give given have here
-    how its just know known like many more much name only other please same say should some tell
+    again also another any because but called could does each every give given have here
+    how its just know known like many more much only other please same say should some tell
     than that the their them then they this those until used very what when where which who whom
     whose why would you your
     """.split()
@@ -51,7 +51,7 @@ WORDS: Final = tuple(
 """What is misspelt: these words and no others. None is a number, a name or a preposition, which
 commands are worded with ("take hat from box")."""
 
-_OTHER_WORDS: Final = frozenset(("dose",))  # English, and no misspellings
+_OTHER_WORDS: Final = frozenset(("dose", "juts"))  # English, and no misspellings
 
 _ITEM_OR_WORD: Final = re.compile(
     r"^\d+\. .*$|(?<![\w'’.-])[A-Za-z]+(?![\w'’-]| [A-Z])", re.MULTILINE
@@ -99,6 +99,7 @@ def misspelt(text: str, rate: float, rng: np.random.Generator) -> str:
 # --- other words ---------------------------------------------------------------------------------
 
 _ASKED: Final = r"(?:^|(?<=[.!?;] ))"  # where a sentence begins
+_END: Final = r"(?=\n|$)"  # where the question ends; what can be answered may be listed below it
 
 REWORDINGS: Final = tuple(
     (re.compile(pattern), others)
@@ -113,12 +114,18 @@ REWORDINGS: Final = tuple(
         (r"^And ", ("And, please, ",)),
         (r"^Please (?:name|say|give) ", ("Please tell me ",)),
         (r"^Name (?=(?:an?|one|the) )", ("Please name ",)),
-        (r"^Summarize this in one line\.$", ("Sum this up in one line.", "Say this in one line.")),
-        (r"^Which film should I watch\?$", ("Which film would you recommend to me?",)),
-        (r"^What next\?$", ("And what next?", "And after that?")),
-        (_ASKED + r"What (?:do|will) you do\?$", ("What are you going to do?",)),
-        (_ASKED + r"(?:Your|What is your|Which) move\?$", ("And your move?", "What move is it?")),
-        (_ASKED + r"How do you go on\?$", ("How will you go on?",)),
+        (
+            r"^Summarize this in one line\." + _END,
+            ("Sum this up in one line.", "Say this in one line."),
+        ),
+        (r"^Which film should I watch\?" + _END, ("Which film would you recommend to me?",)),
+        (r"^What next\?" + _END, ("And what next?", "And after that?")),
+        (_ASKED + r"What (?:do|will) you do\?" + _END, ("What are you going to do?",)),
+        (
+            _ASKED + r"(?:Your|What is your|Which) move\?" + _END,
+            ("And your move?", "What move is it?"),
+        ),
+        (_ASKED + r"How do you go on\?" + _END, ("How will you go on?",)),
     )
 )
 """Rules that put a question into other words: a pattern, and what can stand in its place."""

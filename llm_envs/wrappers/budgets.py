@@ -9,6 +9,9 @@ was still worth. One that ends with that step by itself is terminated, as ever.
 - :class:`TimeBudget`: an answer that comes too late is not heard. The environment is given an
   empty one instead, which scores 0.
 
+An episode's score is the mean of the steps that were played: one that a budget ends early is not
+charged for what was never asked, so scores under different budgets cannot be compared.
+
 Both have a form for the native vector environment, which is equal row by row. With other vector
 forms the single environments are wrapped. ``budget={"tokens": 60}``, or ``{"seconds": 5.0}``, or
 both, is an argument of every id.
@@ -35,6 +38,7 @@ from llm_envs.core.task import whole_number
 from llm_envs.core.vector import TextVectorEnv
 from llm_envs.datasets.splits import check_names
 from llm_envs.scoring.text import CJK_LETTERS
+from llm_envs.wrappers.feedback import is_corrupted
 from llm_envs.wrappers.token_view import load_tokenizer
 
 Clock = Callable[[], float]
@@ -76,7 +80,8 @@ def cut(answer: str, ends: Sequence[int], left: int) -> tuple[str, int]:
         left: How many tokens it may have, at least 1.
 
     Returns:
-        The answer, or its first ``left`` tokens, and what is left of the budget then.
+        The answer, or the whole characters of its first ``left`` tokens, and what is left of the
+        budget then.
 
     Example:
         >>> cut(" It is Lima.", [3, 6, 12], 2), cut(" Lima. ", [6], 2)
@@ -84,7 +89,9 @@ def cut(answer: str, ends: Sequence[int], left: int) -> tuple[str, int]:
     """
     if len(ends) <= left:
         return answer, left - len(ends)
-    return answer[: ends[left - 1]], 0
+    # A character may be made of several tokens, which end with it: it is whole, or not there.
+    whole = [end for end in ends[:left] if end < ends[left]]
+    return answer[: whole[-1] if whole else 0], 0
 
 
 # --- n rows --------------------------------------------------------------------------------------
@@ -108,6 +115,10 @@ class _Meter(ABC):
     @abstractmethod
     def hear(self, answers: Sequence[str]) -> list[str]:
         """Return what the environment hears of an answer a row, and charge it."""
+
+    def replied(self) -> None:
+        """Take note that the environment has replied: what it does is not charged."""
+        return
 
     @property
     @abstractmethod
@@ -147,13 +158,10 @@ class _Time(_Meter):
     name = "late"
 
     def __init__(self, rows: int, seconds: float, clock: Clock | None) -> None:
-        if isinstance(seconds, bool) or not isinstance(seconds, numbers.Real):
-            raise TypeError(f"seconds is {seconds!r}. Give a number of seconds.")
-        if not (seconds > 0 and math.isfinite(seconds)):
-            raise ValueError(f"seconds is {seconds}. Give a finite number of more than 0.")
-        self.seconds: float = float(seconds)
+        self.seconds = check_seconds(seconds)
         self.clock: Clock = time.monotonic if clock is None else clock
         self.ends: npt.NDArray[np.float64] = np.zeros(rows)
+        self.heard = 0.0
         self.told = np.zeros(rows, np.bool_)
 
     def begin(self, rows: Any) -> None:
@@ -161,12 +169,30 @@ class _Time(_Meter):
         self.told[rows] = False
 
     def hear(self, answers: Sequence[str]) -> list[str]:
-        self.told = self.clock() > self.ends
+        self.heard = self.clock()
+        self.told = self.heard > self.ends
         return ["" if late else a for a, late in zip(answers, self.told, strict=True)]
+
+    def replied(self) -> None:
+        self.ends += self.clock() - self.heard
 
     @property
     def used_up(self) -> npt.NDArray[np.bool_]:
         return self.told
+
+
+def check_seconds(seconds: float) -> float:
+    """Return a time as a float.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is not a finite number of more than 0.
+    """
+    if isinstance(seconds, bool) or not isinstance(seconds, numbers.Real):
+        raise TypeError(f"seconds is {seconds!r}. Give a number of seconds.")
+    if not (float(seconds) > 0 and math.isfinite(float(seconds))):
+        raise ValueError(f"seconds is {seconds}. Give a finite number of more than 0.")
+    return float(seconds)
 
 
 # --- one environment -----------------------------------------------------------------------------
@@ -197,6 +223,7 @@ class _Budget(gym.Wrapper[Any, str, Any, str], RecordConstructorArgs):
             raise gym.error.ResetNeeded("The budget is used up: call reset() before the next step.")
         [heard] = self._meter.hear([play.check_action(self.action_space, action)])
         observation, reward, terminated, truncated, info = self.env.step(heard)
+        self._meter.replied()
         truncated = not terminated and (truncated or bool(self._meter.used_up[0]))
         return observation, float(reward), terminated, truncated, info | self._told()
 
@@ -245,9 +272,9 @@ class TokenBudget(_Budget):
 class TimeBudget(_Budget):
     """An environment whose episodes end when the policy has taken too long.
 
-    Time runs from the end of ``reset``. An answer that comes after the budget is not heard: the
-    environment is given an empty one, and ``info["late"]`` is true. Two runs with one seed can
-    differ by that.
+    Time runs from the end of ``reset``, and stands still while the environment scores. An answer
+    that comes after the budget is not heard: the environment is given an empty one, and
+    ``info["late"]`` is true. Two runs with one seed can differ by that.
 
     Args:
         env: An environment whose actions are text.
@@ -305,7 +332,8 @@ class _VectorBudget(
         """Open an episode in every row, or in those of a ``reset_mask``."""
         inner: Any = self.env  # the base class knows no seeds of single rows
         observations, infos = inner.reset(seed=seed, options=options)
-        opened = (options or {}).get("reset_mask", np.ones(self.num_envs, np.bool_))
+        mask = (options or {}).get("reset_mask")
+        opened = np.ones(self.num_envs, np.bool_) if mask is None else np.asarray(mask)
         self._meter.begin(opened)
         self._tell(infos, opened)
         return observations, infos
@@ -317,6 +345,7 @@ class _VectorBudget(
         heard = self._meter.hear(self._native.check_actions(actions))
         self._native.truncate(self._meter.used_up)
         observations, rewards, terminated, truncated, infos = self.env.step(heard)
+        self._meter.replied()
         over = terminated | truncated
         if over.any():
             self._tell(infos["final_info"], over)
@@ -390,6 +419,15 @@ def check_budget(budget: Any) -> None:
         ValueError: No budget is given.
     """
     check_names("budget", budget, _KNOWN, noun="limit", example='{"tokens": 60}')
+    if "tokens" in budget:
+        whole_number("tokens", budget["tokens"])
+    if "seconds" in budget:
+        check_seconds(budget["seconds"])
+    if not isinstance(budget.get("tokenizer"), str | Path | None):
+        raise TypeError(
+            f"The tokenizer of a budget is a {type(budget['tokenizer']).__name__}. Give the folder "
+            "or hub id to load it from, or wrap the environment in TokenBudget."
+        )
     if "tokens" not in budget and ("seconds" not in budget or "tokenizer" in budget):
         raise ValueError(
             f"budget is {dict(budget)}. Give tokens (with a tokenizer, if they are not words), "
@@ -420,6 +458,11 @@ def _plain(tokenizer: Any) -> Any:
 
 
 def _check_answers(env: Any, space: gym.Space[Any]) -> None:
+    if is_corrupted(env):
+        raise ValueError(
+            f"{env} has corrupted feedback inside, which would not learn that an episode is "
+            "truncated, and what is due would be lost. Give the budget first, then the feedback."
+        )
     if not isinstance(space, gym.spaces.Text):
         raise ValueError(
             f"{env} has no written answers to limit: its actions are {space}. Make a choosing task "

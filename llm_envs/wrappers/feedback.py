@@ -505,3 +505,12 @@ def _reward_ranges(env: Any) -> Sequence[RewardRange]:
     except AttributeError as error:
         raise _no_range(env) from error
     return ranges
+
+
+def is_corrupted(env: Any) -> bool:
+    """Whether feedback is corrupted somewhere inside an environment, single or vector."""
+    while env is not env.unwrapped:
+        if isinstance(env, CorruptedFeedback | CorruptedVectorFeedback):
+            return True
+        env = env.env
+    return False

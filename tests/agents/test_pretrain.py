@@ -422,3 +422,14 @@ def test_the_command_line_tells_what_to_do_next(
         pretrain.main([*argv, "--seed", "5"])
     assert ended.value.code == 2
     assert "was begun with seed 0, and now it is 5" in capsys.readouterr().err
+
+
+def test_hidden_files_and_empty_lines_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "notes.md").write_text("hidden")
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfwith a byte order mark")
+    (tmp_path / "b.jsonl").write_text('{"text": "one", "split": null}\n\n{"text": "two"}\n')
+    assert load_texts(str(tmp_path)).texts == ("with a byte order mark", "one", "two")
+    (tmp_path / "c.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"c\.txt is not UTF-8 text"):
+        load_texts(str(tmp_path))

@@ -10,6 +10,7 @@ import gymnasium as gym
 import pytest
 
 from llm_envs.scoring.rouge import rouge
+from llm_envs.tasks.summarization import Summarization
 
 
 @pytest.fixture
@@ -94,3 +95,13 @@ def test_skipped_records_are_counted_where_the_environment_is(path: Path) -> Non
     with pytest.warns(UserWarning, match="skipped 1 bad of 3 records"):
         env = gym.make("Summarization-v0", dataset=path, split="all", skip_bad_records=True)
     assert env.unwrapped.task.skipped == 1
+
+
+def test_rounding_takes_no_score_beyond_1() -> None:
+    weights = {"rouge": 0.1, "naturalness": 3.1}
+    for tenths in range(1, 60):
+        weights["naturalness"] = tenths / 10
+        task = Summarization(score_weights=weights)
+        [outcome] = task.score_answers(["a fine summary"], [("a fine summary",)])
+        assert outcome.score == pytest.approx(1.0)
+        assert outcome.score <= 1.0

@@ -453,3 +453,16 @@ def test_an_agent_that_writes_learns_to_name_the_right_choice_by_reward() -> Non
     assert before.parts["valid_choice"] < 0.5
     assert after.parts["valid_choice"] > 0.9
     assert after.scores.mean() > 0.75
+
+
+def test_it_stands_inside_corrupted_feedback() -> None:
+    with pytest.raises(ValueError, match="Wrap it in AnswerInText first"):
+        AnswerInText(gym.make("TextBattle-v0", feedback={"flip": 0.2}))
+
+
+def test_the_reference_players_write_their_choices() -> None:
+    from benchmarks.reference_scores import measure
+
+    arguments = {"answer_in_text": True}
+    written = measure("TextBattle-v0", "test", players=("oracle",), env_kwargs=arguments)["oracle"]
+    assert written.score == measure("TextBattle-v0", "test", players=("oracle",))["oracle"].score

@@ -875,3 +875,15 @@ def test_the_command_line_trains_and_evaluates_on_perturbed_questions(
     with pytest.raises(SystemExit):
         train.main([*common.split(), "--env-kwargs", '{"observation_text": {"typo": 1}}'])
     assert "Did you mean 'typos'" in capsys.readouterr().err
+
+
+def test_an_adversary_is_no_argument_of_an_id() -> None:
+    with pytest.raises(TypeError, match=r"Wrap the environment: AugmentedText\(env, adversary"):
+        gym.make("DialogueQA-v0", observation_text={"adversary": len})
+
+
+def test_what_is_asked_above_a_list_of_choices_is_reworded() -> None:
+    asked = "Which film should I watch?\n1. Heat (1995).\nAnswer with a number from 1 to 1."
+    assert any(
+        p.startswith("Which film would you recommend to me?\n1. ") for p in paraphrases(asked)
+    )

@@ -32,6 +32,7 @@ from llm_envs.core.env import TextEnv
 from llm_envs.core.task import Outcome, WritingTask
 from llm_envs.core.vector import TextVectorEnv, step_infos
 from llm_envs.datasets.records import Document
+from llm_envs.tasks.dialogue_qa import DialogueQA
 from llm_envs.wrappers import (
     CorruptedFeedback,
     CorruptedVectorFeedback,
@@ -600,3 +601,50 @@ def test_the_command_line_trains_under_a_budget(agent: str, tmp_path: Path) -> N
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     [first, *_] = [line["env_steps"] for line in lines if "train/loss" in line]
     assert 4 <= first < 12, "of 4 episodes of 3 turns some are cut off"
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_the_time_that_the_environment_takes_is_not_charged(rows: int) -> None:
+    """Scoring takes 6 seconds an answer, the policy none, and later 5.5."""
+    now = 0.0
+
+    class Slow(DialogueQA):
+        def score(self, episodes: Any, actions: Any) -> Any:
+            nonlocal now
+            now += 6.0 * len(actions)
+            return super().score(episodes, actions)
+
+    env: Any = TimeBudget(TextEnv(Slow), seconds=5.0, clock=lambda: now)
+    if rows:
+        env = TimeVectorBudget(TextVectorEnv(rows, Slow), seconds=5.0, clock=lambda: now)
+    answers = ["unknown"] * rows if rows else "unknown"
+    env.reset(seed=1)
+    assert not np.any(env.step(answers)[3])
+    assert not np.any(env.step(answers)[3])
+    now += 5.5
+    assert np.all(env.step(answers)[3])
+
+
+def test_an_answer_is_cut_between_characters() -> None:
+    # Two characters of three tokens each, which end together.
+    assert cut("東京!", [1, 1, 1, 2, 2, 2, 3], 4) == ("東", 0)
+    assert cut("東京!", [1, 1, 1, 2, 2, 2, 3], 2) == ("", 0)
+    assert cut("東京!", [1, 1, 1, 2, 2, 2, 3], 6) == ("東京", 0)
+
+
+def test_feedback_is_corrupted_outside_a_budget() -> None:
+    with pytest.raises(ValueError, match="Give the budget first, then the feedback"):
+        TokenBudget(gym.make("DialogueQA-v0", feedback={"delay": 1}), tokens=5)
+    with pytest.raises(ValueError, match="Give the budget first, then the feedback"):
+        TokenVectorBudget(gym.make_vec("DialogueQA-v0", 2, feedback={"delay": 1}), tokens=5)
+
+
+def test_a_tokenizer_that_env_spec_could_not_hold_is_refused() -> None:
+    with pytest.raises(TypeError, match="The tokenizer of a budget is a object"):
+        gym.make("DialogueQA-v0", budget={"tokens": 5, "tokenizer": object()})
+
+
+def test_every_row_may_be_reset_by_no_mask() -> None:
+    envs = gym.make_vec("DialogueQA-v0", 2, budget={"tokens": 5})
+    infos = envs.reset(seed=1, options={"reset_mask": None})[1]
+    assert infos["tokens_left"].tolist() == [5, 5]
