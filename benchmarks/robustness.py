@@ -84,11 +84,14 @@ def main() -> None:
         found = {o.run.name: o.score for o in read(a.out) if o.score is not None}
     except ValueError as error:
         raise SystemExit(str(error)) from error
-    charts = [falling(env, found) for env in PLAYERS]
+    envs = [env for env in PLAYERS if any(name.startswith(env) for name in found)]
+    if not envs:
+        raise SystemExit(f"No run of the suite in {a.out} is finished. Run benchmarks.sweep first.")
+    charts = [falling(env, found) for env in envs]
     looks = styles([s.name for chart in charts for s in chart.series])
     save_png(charts, looks, a.figure or a.out / "robustness.png")
     print_ = Console().print
-    for env in PLAYERS:
+    for env in envs:
         table = side_by_side(env, found)
         print_(f"\n**{table.title}**\n\n{table.markdown()}", markup=False, highlight=False,
                soft_wrap=True)  # fmt: skip

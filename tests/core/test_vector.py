@@ -358,8 +358,8 @@ def test_a_group_plays_the_same_episodes_whatever_its_rows_do(id: str, seed: Any
         assert shown[row] == shown[row + 1] == shown[row + 2]
         assert_same(begun[row][:count], begun[row + 1][:count])
         assert_same(begun[row][:count], begun[row + 2][:count])
-    assert shown[0] != shown[3]
-    assert [str(b) for b in begun[0]] != [str(b) for b in begun[3]]
+    # Six equal draws in a row, of 335 examples or more, have a probability below 1e-15.
+    assert [str(b) for b in (shown[0], *begun[0])] != [str(b) for b in (shown[3], *begun[3])]
     assert any(reward[0] != reward[1] for reward in rewards)  # they did differ in what they did
 
 
