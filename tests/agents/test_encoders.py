@@ -499,8 +499,10 @@ def test_a_folder_of_an_encoder_needs_no_words(tokenizer: Any, tmp_path: Path) -
 
 
 def test_a_causal_model_is_scored_by_likelihood_unless_asked_otherwise(
-    tokenizer: Any, tmp_path: Path
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Without a network the hub would be tried for half a minute each time.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     config = make_model("bert").config
     config.is_decoder = True
     for name, model in (("llama", make_model("llama")), ("bert", BertLMHeadModel(config))):

@@ -17,7 +17,14 @@ SCORES = {
 }
 
 
-@pytest.mark.parametrize("env", ["DialogueQA-v0", "Summarization-v0", "RecommendationClicks-v0"])
+@pytest.mark.parametrize(
+    "env",
+    [
+        "DialogueQA-v0",
+        pytest.param("Summarization-v0", marks=pytest.mark.slow),
+        pytest.param("RecommendationClicks-v0", marks=pytest.mark.slow),
+    ],
+)
 def test_greedy_scores_are_those_of_the_card(env: str) -> None:
     settings = {"max_new_tokens": 40} if env == "Summarization-v0" else {}
     found = Reinforce("tiny", env, device="cpu", **settings).evaluate("validation")
