@@ -316,6 +316,7 @@ def test_a_cluster_loses_a_node_and_every_run_is_made_once(tmp_path: Path) -> No
         assert steps[-1] == 4096
 
 
+@pytest.mark.slow
 def test_ray_on_this_machine_makes_runs_and_tells_failures(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     good = quick((1,))[0]
@@ -325,6 +326,7 @@ def test_ray_on_this_machine_makes_runs_and_tells_failures(tmp_path: Path) -> No
     assert {run: status.state for run, status in ended.items()} == {good: "done", bad: "failed"}
 
 
+@pytest.mark.slow
 def test_a_share_that_no_node_has_is_refused_here_and_warned_of_on_a_cluster(
     tmp_path: Path,
 ) -> None:
