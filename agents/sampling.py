@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.cache_utils import Cache, DynamicLayer
 
+from agents.policies.models import additive_mask
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingConfig:
@@ -248,11 +250,9 @@ def _step(
     Returns:
         (rows, vocabulary) logits.
     """
-    hidden = torch.finfo(model.dtype).min
-    added = torch.zeros_like(mask, dtype=model.dtype).masked_fill(~mask, hidden)
     logits: Tensor = model(
         input_ids=ids,
-        attention_mask=added[:, None, None],
+        attention_mask=additive_mask(mask[:, None], model.dtype),
         position_ids=positions,
         past_key_values=Cache(layers=[_SlotLayer(k, v, slot) for k, v in held]),
         use_cache=True,

@@ -4,7 +4,8 @@ The algorithms are Stable-Baselines3's own, unchanged. On choosing tasks they se
 numbers (:class:`~llm_envs.wrappers.NumericView`) and learn a small network; on writing tasks PPO
 and A2C choose token by token (:class:`~llm_envs.wrappers.TokenView`), and their actor is a language
 model (:mod:`agents.policies.sb3_causal_lm`). They are here to compare with: agents that know that
-an answer is made of tokens read each conversation once instead of once a token.
+an answer is made of tokens read a conversation once an update, not once for every minibatch that
+holds one of its tokens.
 
 One iteration is one rollout and its update or, for DQN, a number of steps with an update after
 each. It begins with new episodes, and all its chance comes from the run's seed and the iteration,

@@ -378,6 +378,20 @@ def attention_window(model: Any) -> int | None:
     return getattr(config, "sliding_window", None) if "sliding_attention" in kinds else None
 
 
+def additive_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the mask that lets tokens see others.
+
+    Args:
+        seen: (rows, width, slots) booleans, or (rows, 1, slots): who sees what.
+        dtype: That of the model.
+
+    Returns:
+        (rows, 1, width, slots), to be added to attention scores: 0, or the lowest number.
+    """
+    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
+
 def branch_mask(branch: Tensor, dtype: torch.dtype, *, causal: bool) -> Tensor:
     """Return the mask of texts beside each other in a row, each blind to the others.
 
@@ -388,13 +402,10 @@ def branch_mask(branch: Tensor, dtype: torch.dtype, *, causal: bool) -> Tensor:
         causal: Whether a token sees as far as itself only.
 
     Returns:
-        (rows, 1, width, width), to be added to attention scores: 0, or the lowest number.
+        (rows, 1, width, width), as :func:`additive_mask`.
     """
     seen = (branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0)
-    if causal:
-        seen = seen.tril()
-    mask = torch.zeros(seen.shape, dtype=dtype, device=branch.device)
-    return mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+    return additive_mask(seen.tril() if causal else seen, dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,25 +422,27 @@ class Reading:
 
 
 def read(model: Any, parts: Parts, how: Passes, **inputs: Any) -> Reading:
-    """Run a model without cache or dropout.
+    """Run a model without dropout.
 
     Args:
         model: A causal language model.
         parts: What ``split_model`` says of it.
         how: How the pass is made.
-        **inputs: Arguments of the model, on its device.
+        **inputs: Arguments of the model, on its device. With ``past_key_values`` it goes on from
+            what they hold, and appends to them.
     """
+    inputs["use_cache"] = "past_key_values" in inputs
     with (
         eval_mode(model),
         bfloat16(model, how.bfloat16),
         layers_recomputed(model, how.gradient_checkpointing),
     ):
         if parts is None:
-            out = model(**inputs, use_cache=False, output_hidden_states=True)
+            out = model(**inputs, output_hidden_states=True)
             every = out.logits.flatten(0, 1)
             return Reading(out.hidden_states[-1].flatten(0, 1), lambda places: every[places])
         trunk, head = parts
-        hidden = trunk(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+        hidden = trunk(**inputs).last_hidden_state.flatten(0, 1)
         return Reading(hidden, lambda places: head(_as_read_by(head, hidden[places])))
 
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.policies.models import Parts, Passes, pad_right, read
+from agents.policies.models import Parts, Passes, additive_mask, pad_right, read
 
 TREE_TOKENS = 512
 """Most distinct tokens of a tree of several sequences: attention costs the square of it."""
@@ -45,7 +45,7 @@ class Forest:
     nodes: list[Ints]
 
     def mask(self, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        """Return (rows, 1, width, width) to be added to attention scores: 0, or the lowest number.
+        """Return (rows, 1, width, width) as :func:`agents.policies.models.additive_mask`.
 
         ``None`` if causal attention needs no mask.
         """
@@ -54,8 +54,7 @@ class Forest:
         until = self.until.to(device)
         place = torch.arange(until.shape[1], device=device)
         seen = (place[:, None] >= place) & (place[:, None] < until[:, None, :])
-        mask = torch.zeros(seen.shape, dtype=dtype, device=device)
-        return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+        return additive_mask(seen, dtype)
 
 
 def shared_with_previous(ordered: Sequence[Sequence[int]]) -> list[int]:

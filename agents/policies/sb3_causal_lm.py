@@ -6,7 +6,9 @@ the next token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,21 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicLayer
 
-from agents.policies.models import Critic, Passes, load_model, pad_right, read, split_model
-from agents.sampling import at_least_float32
+from agents.policies.models import (
+    Critic,
+    Parts,
+    Passes,
+    additive_mask,
+    attention_window,
+    load_model,
+    pad_right,
+    read,
+    split_model,
+)
+from agents.policies.prefix_tree import reads_trees
+from agents.sampling import PASS_TOKENS, at_least_float32, passes_by_length
 
 
 def longest_rows(rows: Sequence[list[int]]) -> tuple[list[int], list[int]]:
@@ -46,6 +60,113 @@ def longest_rows(rows: Sequence[list[int]]) -> tuple[list[int], list[int]]:
     return kept, owner
 
 
+class _RowLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """Keys and values of rows that are not equally long: each token is put where its row ends."""
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, reader: RolloutReader) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.reader = reader
+        self.buffers: list[Tensor] = []
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Put the states of a pass in their slots; return those that the pass can see."""
+        reader, new = self.reader, (key_states, value_states)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            rows, slots = reader.tokens.shape
+            self.buffers = [x.new_zeros(rows, x.shape[1], slots, x.shape[3]) for x in new]
+        for buffer, states in zip(self.buffers, new, strict=True):
+            buffer[reader.members[:, None], :, reader.slots] = states.transpose(1, 2)
+        everyone = len(reader.members) == len(reader.tokens)  # in order, and needs no copy
+        held = [x if everyone else x[reader.members] for x in self.buffers]
+        self.keys, self.values = (x[:, :, : reader.seen] for x in held)
+        return self.keys, self.values
+
+
+class RolloutReader:
+    """Reads the observations of a rollout, of each only what the last one there did not hold.
+
+    Stable-Baselines3 shows a policy the whole conversation for every token of it. Where an
+    observation begins as the one before it in its environment did, keys and values are kept; a
+    change of the weights forgets them all.
+
+    Args:
+        model: A causal language model that takes a mask for every pair of tokens
+            (:func:`agents.policies.prefix_tree.reads_trees`) and sees back to the beginning.
+        parts: What ``split_model`` says of it.
+        context: Most tokens of an observation.
+    """
+
+    def __init__(self, model: Any, parts: Parts, context: int) -> None:
+        self.model, self.parts, self.context = model, parts, context
+        self.weights: list[tuple[int, int]] = []  # as of the last reading
+        self.tokens = torch.empty(0, context)  # what was read, up to lengths
+        self.lengths = torch.empty(0)
+        self.cache: Any = None
+        # Of the pass that is made: its rows, where its tokens are put, how many slots it sees.
+        self.members = self.slots = self.lengths
+        self.seen = 0
+
+    def read(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what follows each row: (rows, hidden) last states and (rows, vocabulary) logits.
+
+        Args:
+            tokens: (rows, context) ids; behind the end of a row they mean nothing.
+            lengths: (rows,) at least 1.
+        """
+        known = self._known(tokens, lengths)
+        self.tokens, self.lengths = tokens, known  # so much is true even if a pass fails
+        rows = torch.arange(len(tokens), device=tokens.device)
+        # Within an answer a row has one new token. So one token of all rows is read at once, and
+        # then the rest of those that have more: padding to the longest would cost many times that.
+        hidden, logits = self._pass(rows, known, torch.ones_like(known))
+        rest = lengths - known - 1
+        longer = rest.nonzero()[:, 0]
+        enough = PASS_TOKENS.get(tokens.device.type, PASS_TOKENS["cuda"])
+        for members in passes_by_length(rest[longer].tolist(), enough):
+            of = longer[sorted(members)]
+            hidden[of], logits[of] = self._pass(of, known[of] + 1, rest[of])
+        self.lengths = lengths
+        return hidden, logits
+
+    def _known(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Return how many first tokens of each row have been read, at most all but the last."""
+        weights = [(p.data_ptr(), p._version) for p in self.model.parameters()]
+        if weights != self.weights or tokens.shape != self.tokens.shape:
+            self.weights = weights
+            make_layer: Any = functools.partial(_RowLayer, self)
+            self.cache = Cache(layer_class_to_replicate=make_layer)
+            return torch.zeros_like(lengths)
+        same = (tokens == self.tokens).long().cumprod(1).sum(1)
+        return torch.minimum(torch.minimum(same, self.lengths), lengths - 1)
+
+    def _pass(self, members: Tensor, starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Read ``counts`` tokens of some rows; return last states and logits after the last one."""
+        width = torch.arange(int(counts.max()), device=starts.device)
+        # Padding goes behind the end of its row, where nothing looks before a token is put there;
+        # what would go beyond the last slot is the token of that slot over again.
+        self.members = members
+        self.slots = (starts[:, None] + width).clamp_max(self.context - 1)
+        self.seen = int(self.slots.max()) + 1
+        seen = torch.arange(self.seen, device=starts.device) <= self.slots[:, :, None]
+        reading = read(
+            self.model,
+            self.parts,
+            Passes(),
+            input_ids=self.tokens[members[:, None], self.slots],
+            attention_mask=additive_mask(seen, self.model.dtype),
+            position_ids=self.slots,
+            past_key_values=self.cache,
+        )
+        ends = torch.arange(len(members), device=starts.device) * len(width) + counts - 1
+        return reading.hidden[ends], reading.logits(ends)
+
+
 class CausalLMExtractor(BaseFeaturesExtractor):
     """Reads the tokens of an observation.
 
@@ -63,6 +184,21 @@ class CausalLMExtractor(BaseFeaturesExtractor):
         super().__init__(observation_space, config.hidden_size + config.vocab_size)
         self.model = model
         self.parts = split_model(model)
+        self.going_on = False
+        context = observation_space["tokens"].shape[0]  # type: ignore[index]
+        window = attention_window(model)
+        sees_all = window is None or window >= context
+        keeps = sees_all and reads_trees(model, self.parts)
+        self.reader = RolloutReader(model, self.parts, context) if keeps else None
+
+    @contextmanager
+    def rollout(self) -> Iterator[None]:
+        """Within it observations follow those of the last time, and only what is new is read."""
+        self.going_on = not torch.is_grad_enabled()  # what is kept has no gradients
+        try:
+            yield
+        finally:
+            self.going_on = False
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """Return hidden state and logits after the last token, (rows, hidden + vocabulary).
@@ -71,17 +207,24 @@ class CausalLMExtractor(BaseFeaturesExtractor):
             observations: ``tokens`` (rows, context) and ``length`` (rows, 1). Stable-Baselines3
                 makes floats of them, which hold every id below 2**24 exactly.
         """
-        lengths = observations["length"].flatten().long()
-        tokens = observations["tokens"].long().tolist()
-        rows = [ids[:n] for ids, n in zip(tokens, lengths.tolist(), strict=True)]
+        tokens, lengths = observations["tokens"].long(), observations["length"].flatten().long()
+        if self.going_on and self.reader is not None:
+            found = self.reader.read(tokens, lengths)
+        else:
+            found = self._read(tokens, lengths)
+        return torch.cat([at_least_float32(x) for x in found], dim=1)
+
+    def _read(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Read any observations, each beginning that they share once."""
+        pairs = zip(tokens.tolist(), lengths.tolist(), strict=True)
+        rows = [ids[:length] for ids, length in pairs]
         kept, owner = longest_rows(rows)
         # Padding stands on the right, where causal attention never looks, and positions count from
         # the first token: no mask is needed.
         ids = pad_right([rows[i] for i in kept], 0).to(lengths.device)
         reading = read(self.model, self.parts, Passes(), input_ids=ids)
         places = torch.tensor(owner, device=ids.device) * ids.shape[1] + lengths - 1
-        found = (reading.hidden[places], reading.logits(places))
-        return torch.cat([at_least_float32(x) for x in found], dim=1)
+        return reading.hidden[places], reading.logits(places)
 
 
 class _Apart(nn.Module):
@@ -162,13 +305,19 @@ class CausalLMActorCriticPolicy(ActorCriticPolicy):
             optimizer_kwargs=optimizer_kwargs,
         )
 
+    features_extractor: Any
+    mlp_extractor: Any
+    value_net: Any
+
     @property
     def model(self) -> Any:
         """The language model."""
         return self.features_extractor.model
 
-    mlp_extractor: Any
-    value_net: Any
+    def forward(self, obs: Any, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the next token of every environment, its value and its log-probability."""
+        with self.features_extractor.rollout():
+            return super().forward(obs, deterministic)
 
     def _build(self, lr_schedule: Schedule) -> None:
         vocabulary = self.model.config.get_text_config().vocab_size

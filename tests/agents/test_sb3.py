@@ -20,9 +20,8 @@ import torch
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
-from transformers import GraniteConfig, GraniteForCausalLM
+from transformers import MistralConfig, MistralForCausalLM
 
-import three_tokens
 from agents import CausalLMPolicy, train
 from agents.policies.lora import Lora, add_adapter
 from agents.policies.models import TINY, load_model
@@ -32,7 +31,16 @@ from agents.sampling import SamplingConfig
 from agents.sb3 import SB3A2C, SB3DQN, SB3PPO
 from llm_envs.core.task import ChoosingTask, Episode, Outcome
 from llm_envs.wrappers import NumericView, TokenView
-from three_tokens import CONTEXT, END, B, Bandit, Identity, Wanted, make_tokenizer, task_fixture
+from three_tokens import (
+    CONTEXT,
+    B,
+    Bandit,
+    Identity,
+    Wanted,
+    make_model,
+    make_tokenizer,
+    task_fixture,
+)
 
 
 class Broken(Bandit):
@@ -86,25 +94,6 @@ class Pick(ChoosingTask[Wanted]):
 TASKS = {"Identity-v8": Identity, "Bandit-v8": Bandit, "Broken-v8": Broken, "Pick-v8": Pick}
 
 _tasks = task_fixture(TASKS)
-
-
-def make_model(family: str = "llama", seed: int = 0, dropout: float = 0.0) -> Any:
-    if family != "granite":
-        return three_tokens.make_model(family, seed=seed, dropout=dropout)
-    torch.manual_seed(seed)
-    shape = {"hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": CONTEXT}
-    shape |= dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), 2)
-    return GraniteForCausalLM(  # its logits are not its head's, but scaled
-        GraniteConfig(
-            **shape,  # type: ignore[arg-type]
-            vocab_size=4,
-            bos_token_id=END,
-            eos_token_id=END,
-            attention_dropout=dropout,
-            initializer_range=0.25,
-            logits_scaling=2.0,
-        )
-    )
 
 
 def chatting() -> CausalLMPolicy:
@@ -237,6 +226,71 @@ def test_longest_rows_are_found_among_any_rows() -> None:
         texts = {tuple(row) for row in rows}
         longest = {t for t in texts if not any(o != t and o[: len(t)] == t for o in texts)}
         assert sorted(tuple(rows[i]) for i in kept) == sorted(longest)
+
+
+def observed(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    tokens = torch.full((len(rows), CONTEXT), float(B))
+    for row, ids in zip(tokens, rows, strict=True):
+        row[: len(ids)] = torch.tensor(ids)
+    return {"tokens": tokens, "length": torch.tensor([[float(len(ids))] for ids in rows])}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "granite"])
+def test_p18_what_a_rollout_keeps_changes_nothing(family: str) -> None:
+    """Rows go on by some tokens, begin anew, are cut or rewritten, and weights change."""
+    policy: Any = make_ppo(make_model(family, dropout=0.5)).policy
+    extractor = policy.features_extractor
+    assert extractor.reader is not None, "the test needs a model whose keys and values can be kept"
+    torch.nn.init.normal_(policy.value_net[0].weight)
+    rng = np.random.default_rng(0)
+    rows: list[list[int]] = [[] for _ in range(5)]
+    for step in range(60):
+        for i, row in enumerate(rows):
+            goes_on = len(row) < CONTEXT and rng.random() < 0.8
+            kept = len(row) if goes_on else int(rng.integers(len(row) + 1))
+            added = 1 if rng.random() < 0.7 else int(rng.integers(2, CONTEXT))
+            rows[i] = (row[:kept] + rng.integers(3, size=added).tolist())[:CONTEXT]
+            if kept == CONTEXT:
+                rows[i][-1] = (row[-1] + 1) % 3
+        if step % 9 == 8:
+            with torch.no_grad():
+                next(policy.model.parameters()).mul_(1.1)
+        if step % 20 == 19:
+            rows.pop()
+        seen = observed(rows)
+        with torch.no_grad():
+            actions, values, log_probs = policy(seen)
+            expected, expected_log_probs, _ = policy.evaluate_actions(seen, actions)
+        assert (values - expected).abs().max() < 1e-4
+        assert (log_probs - expected_log_probs).abs().max() < 1e-4
+
+
+def test_a_rollout_reads_each_token_once() -> None:
+    policy: Any = make_ppo(make_model()).policy
+    read = []
+    policy.model.model.register_forward_pre_hook(
+        lambda _, __, inputs: read.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
+    with torch.no_grad():
+        policy(observed([[1, 2, 1], [2]]))
+        policy(observed([[1, 2, 1, 1], [2, 1]]))
+        policy(observed([[1, 2, 1, 1, 2], [1, 1, 1, 1]]))
+    # One token of every row at once, then what is left of those that have more; the last row began
+    # anew.
+    assert read == [2, 2, 2, 2, 3]
+
+
+def test_rollouts_of_a_model_that_does_not_see_back_to_the_beginning_keep_nothing() -> None:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 4, "hidden_size": 16, "intermediate_size": 32, "sliding_window": 4}
+    shape |= dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), 2)
+    policy: Any = make_ppo(MistralForCausalLM(MistralConfig(**shape))).policy
+    assert policy.features_extractor.reader is None
+    seen = observed([[1, 2, 1, 2, 1, 2, 1]])
+    with torch.no_grad():
+        actions, _, log_probs = policy(seen)
+        _, expected, _ = policy.evaluate_actions(seen, actions)
+    assert torch.equal(log_probs, expected)
 
 
 def test_the_value_is_a_head_on_the_last_hidden_state_and_begins_as_zero() -> None:
