@@ -9,6 +9,8 @@ What comes out is a folder that --policy takes.
   each line, of which those with another "split" than "train" are left out;
 - an embedded set of documents or dialogues (python_docstrings, debian_packages,
   countries_wordnet): the texts of its training split, without summaries and questions;
+- the embedded faqs: question and whole answer of each of its training split, as an FAQ has them
+  (CustomerService-v0 accepts their first sentences: here language modelling is near imitation);
 - env:ID, an environment: what is said first in each example of its training split. Accepted
   answers are never read; to imitate them, use --agent supervised of agents.train.
 

@@ -16,10 +16,12 @@ import llm_envs
 from llm_envs.core.registration import bare_id
 from llm_envs.datasets.dialogues import load_dialogues
 from llm_envs.datasets.documents import load_documents
+from llm_envs.datasets.faqs import load_faqs
 from llm_envs.datasets.splits import did_you_mean
 
 DOCUMENTS: Final = ("python_docstrings", "debian_packages")
 DIALOGUES: Final = ("countries_wordnet",)
+FAQS: Final = ("faqs",)
 
 FEW_TEXTS: Final = 20
 """Of fewer texts pieces are held out, for a single text could be half of all."""
@@ -66,11 +68,13 @@ def load_texts(data: str, env_kwargs: Mapping[str, Any] | None = None) -> Texts:
         found = (record.text for record in load_documents(data, split="train").records)
     elif data in DIALOGUES:
         found = (record.passage for record in load_dialogues(data, split="train").records)
+    elif data in FAQS:
+        found = (f"{faq.question}\n{faq.answer}" for faq in load_faqs(data, split="train").records)
     elif path.exists():
         files = [path] if path.is_file() else _files_in(path)
         found = (text for file in files for text in _texts_of(file))
     else:
-        embedded = (*DOCUMENTS, *DIALOGUES)
+        embedded = (*DOCUMENTS, *DIALOGUES, *FAQS)
         raise ValueError(
             f"--data {data} is neither a folder or file nor an embedded set "
             f"({', '.join(embedded)}).{did_you_mean(data, embedded)} An environment is named "

@@ -24,6 +24,7 @@ from agents.pretrain import Arguments
 from agents.pretraining import Training, negative_log_likelihood, perplexity, predicted, scale
 from agents.texts import Row, Texts, batches, encode, hold_out, load_texts
 from llm_envs.datasets.documents import load_documents
+from llm_envs.datasets.faqs import load_faqs
 from three_tokens import END, make_model, make_tokenizer, relative
 
 FAMILIES = ("llama", "gpt2", "qwen", "granite")
@@ -199,6 +200,11 @@ def test_environments_and_embedded_sets_give_their_training_split_only() -> None
     assert not others & set(embedded.texts)
     assert not any(text in read for read in found.texts for text in others)
     assert load_texts("env:TextBattle-v0").texts[0].endswith("Assistant:")
+    asked = {split: load_faqs(split=split).records for split in ("train", "validation", "test")}
+    faqs = load_texts("faqs")
+    assert faqs.texts == tuple(f"{faq.question}\n{faq.answer}" for faq in asked["train"])
+    for faq in (*asked["validation"], *asked["test"]):
+        assert not any(faq.question in text and faq.answer in text for text in faqs.texts)
 
 
 @pytest.mark.parametrize(
