@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -141,6 +142,23 @@ def append(file: io.FileIO, data: bytes) -> None:
         with contextlib.suppress(OSError):
             file.truncate(begin)
         raise
+
+
+def plain(value: Any) -> Any:
+    """Return ``value`` as strict JSON holds it: no NaN, no lone surrogate, text keys."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, Mapping):
+        return {plain(str(k)): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(v) for v in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if hasattr(value, "tolist"):  # numpy and torch
+        return plain(value.tolist())
+    return plain(str(value))
 
 
 def write_json(path: Path, value: Any) -> None:

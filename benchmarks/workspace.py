@@ -18,7 +18,8 @@ from typing import Any, Final
 import tyro
 
 import llm_envs
-from agents.tracking import METRICS, has_account
+from agents.tracking import METRICS
+from agents.tracking_wandb import has_account
 
 SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "Validation": ("eval/score",),
