@@ -161,11 +161,26 @@ def leaderboard(grid: Grid, variants: Sequence[str], known: dict[str, Reference]
     runs = [o for found in grid.values() for group in found.values() for o in group]
     if not all(o.result for o in runs):
         text += " Runs that report no split count by their last validation."
-    return Section(
-        "Scores",
-        (text,),
-        tuple(charts),
-        (table,),
+    middle = interquartile_means(grid, variants)
+    return Section("Scores", (text,), tuple(charts), (table, *([middle] if middle else [])))
+
+
+def interquartile_means(grid: Grid, variants: Sequence[str]) -> Table | None:
+    """Interquartile means by environment and variant; of fewer than 4 runs they are the means."""
+    if all(len(scores(group)) < 4 for found in grid.values() for group in found.values()):
+        return None
+
+    def text(name: str, variant: str) -> str:
+        each = scores(grid[name].get(variant, []))
+        if len(each) < 4:
+            return "–"
+        i = st.stratified_bootstrap(st.iqm, {name: each})
+        return f"{i.value:.3f} [{i.low:.3f}, {i.high:.3f}]"
+
+    return Table(
+        "Interquartile mean of 4 seeds or more, [95 % bootstrap interval over seeds]",
+        ("agent", *grid),
+        tuple((variant, *(text(name, variant) for name in grid)) for variant in variants),
     )
 
 

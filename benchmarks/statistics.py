@@ -153,31 +153,13 @@ def mean(scores: Scores) -> Floats:
     return found
 
 
-def interquartile_mean(values: npt.ArrayLike) -> Floats:
-    """Mean without the lowest and the highest quarter, each ⌊n/4⌋ values.
-
-    Of fewer than 4 values none is left out: then it is the mean.
-
-    Args:
-        values: (…, n).
-
-    Returns:
-        (…)
-
-    Raises:
-        ValueError: There is no value, or one that is not finite.
-
-    Source: Agarwal et al. (2021), 4.3: the mean trimmed by 25 %, ``scipy.stats.trim_mean``.
-    """
-    return iqm({"The sample": values})
-
-
 def iqm(scores: Scores) -> Floats:
     """Interquartile mean of the runs of all environments together.
 
     Runs are pooled, not averaged first: it says how the middle half of runs fares. Where numbers of
     runs differ, it is that of the pool in which each run is repeated until all environments have
-    equally many (the least common multiple), or who was run more often would weigh more.
+    equally many (the least common multiple), or who was run more often would weigh more. The lowest
+    and the highest quarter are left out, each ⌊n/4⌋ of n runs: none of fewer than 4.
 
     Args:
         scores: Environment -> (…, runs).
@@ -188,7 +170,7 @@ def iqm(scores: Scores) -> Floats:
     Raises:
         ValueError: There is no environment, no run, or a score that is not finite.
 
-    Source: Agarwal et al. (2021), 4.3.
+    Source: Agarwal et al. (2021), 4.3: the mean trimmed by 25 %, ``scipy.stats.trim_mean``.
     """
     found = _checked(scores)
     counts = [values.shape[-1] for values in found.values()]

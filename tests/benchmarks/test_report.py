@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from scipy import stats
 
 from agents.runs import locked, write_json
 from benchmarks import report as reports
@@ -205,6 +206,22 @@ def test_environments_of_ones_own_and_runs_of_one_seed(tmp_path: Path) -> None:
     assert set(report.looks) == {"ppo", "ppo-20260101-000000"}
     (states,) = (section for section in report.sections if section.title == "Runs")
     assert {row[0] for row in states.tables[0].rows} == {folder.name, again.name}
+
+
+def test_the_interquartile_mean_of_each_environment_is_shown_where_it_is_not_the_mean(
+    tmp_path: Path,
+) -> None:
+    each = [0.1, 0.5, 0.52, 0.56, 0.9]
+    for seed, score in enumerate(each, 1):
+        write_run(tmp_path, Run("DialogueQA-v0", "ppo", seed, 64), after=score)
+    for seed in (1, 2, 3):
+        write_run(tmp_path, Run("DialogueQA-v0", "rloo", seed, 64), after=0.5)
+    scores = report_of(read(tmp_path), "runs", "").sections[0]
+    of = {row[0]: row[1] for row in scores.tables[1].rows}
+    value, low, high = map(float, re.findall(r"\d\.\d+", of["ppo"]))
+    assert value == pytest.approx(stats.trim_mean(each, 0.25), abs=5e-4)
+    assert min(each) <= low < value < high <= max(each)
+    assert of["rloo"] == "–"
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
