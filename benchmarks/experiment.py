@@ -27,7 +27,7 @@ from agents.settings import SETTINGS
 from llm_envs.core.registration import bare_id
 
 State = Literal["waiting", "blocked", "running", "done", "failed", "stopped"]
-"""``blocked``: another process trains in the folder."""
+"""``blocked``: another process makes the run."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,11 @@ def log_file(out: Path, name: str) -> Path:
     return out / "logs" / f"{name}.log"
 
 
+def waits_file(out: Path, name: str, sweep: str) -> Path:
+    """Return what is there while a sweep waits for another process that makes a run."""
+    return log_file(out, name).with_suffix(f".{sweep}.waits")
+
+
 def last_words(log: Path, count: int = 3) -> list[str]:
     """Return the last lines of what the last attempt at a run said, without how to go on."""
     try:
@@ -181,7 +186,14 @@ def make(
     status = Status("blocked", sweep)
     with contextlib.ExitStack() as held:
         # Whoever makes a run has its log, and so has the process that trains, which may outlive us.
-        mine = _lock(log, held, stop, lambda: tell(status))
+        # The status is theirs, too: who waits leaves a file of its own.
+        waits = waits_file(out, run.name, sweep)
+        try:
+            mine = _lock(log, held, stop, waits.touch)
+        finally:
+            waits.unlink(missing_ok=True)
+        if mine is None and stop.is_set():
+            return replace(status, state="stopped")
         with contextlib.ExitStack() as briefly:  # nor does anybody train there without a sweep
             if folder.is_dir():
                 _lock(folder, briefly, stop, lambda: tell(status))

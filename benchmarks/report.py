@@ -331,40 +331,34 @@ def efficiency(grid: Grid) -> Section:
     """Steps to a threshold, area under the curve, and what training cost."""
     tables = []
     for name, found in grid.items():
+        looks = {v: [o.column("eval/score") for o in group] for v, group in found.items()}
+        ends = [steps[-1] for each in looks.values() for steps, _ in each if len(steps) > 1]
+        budget = min(ends, default=0.0)
         columns = {
-            v: [c for o in group if len((c := o.column("eval/score"))[0])]
-            for v, group in found.items()
+            v: curves
+            for v, each in looks.items()
+            if (curves := [(x, y) for x, y in each if len(x) and x[0] < budget <= x[-1]])
         }
-        columns = {v: c for v, c in columns.items() if c}
-        budget = min((steps[-1] for c in columns.values() for steps, _ in c), default=0.0)
-        if not budget:  # nobody was validated after training had begun
+        if not columns:  # nobody was validated after training had begun
             continue
         threshold = threshold_of(list(columns.values()))
         rows = []
         for v, group in found.items():
-            if v not in columns:
-                continue
-            found_at = st.reaching([st.steps_to_threshold(*c, threshold) for c in columns[v]])
-            areas = [st.area_under_curve(*c, budget) for c in columns[v]]
-            tokens = [o.tokens for o in group if o.tokens is not None]
-            steps = sum(o.metrics[-1]["env_steps"] for o in group if o.metrics)
-            seconds = sum(o.seconds for o in group)
-            rows.append(
-                (
-                    v,
-                    f"{steps_or_never(found_at.median)} ({found_at.reached} of {found_at.runs})",
-                    f"{np.mean(areas):.3f}",
-                    f"{np.mean([o.seconds for o in group]):,.0f}",
-                    f"{np.mean(tokens):,.0f}" if tokens else "–",
-                    f"{steps / seconds:,.1f}" if seconds else "–",
-                )
-            )
+            learned = ("–", "–", "–")
+            if v in columns:
+                at = st.reaching([st.steps_to_threshold(*c, threshold) for c in columns[v]])
+                areas = [st.area_under_curve(*c, budget) for c in columns[v]]
+                gap = max(float(np.diff(steps).max()) for steps, _ in columns[v])
+                reached = f"{steps_or_never(at.median)} ({at.reached} of {at.runs})"
+                learned = (reached, f"{gap:,.0f}", f"{np.mean(areas):.3f}")
+            rows.append((v, *learned, *costs(group)))
         tables.append(
             Table(
                 f"{name}: threshold {threshold:.3f}, area up to {budget:,.0f} steps",
                 (
                     "agent",
                     "median steps to the threshold (reached by)",
+                    "steps between validations",
                     "mean validation score on the way",
                     "seconds a run",
                     "tokens a run",
@@ -377,11 +371,26 @@ def efficiency(grid: Grid) -> Section:
         "Sample efficiency and cost",
         (
             "The threshold lies nine tenths of the way from where the best agent begins to where "
-            "it ends, on the validation split. Seconds are those of rollouts and updates; compare "
-            "them only if the runs had the machine alike.",
+            "it ends, on the validation split; it is seen to be reached at a validation, so the "
+            "steps to it are known no better than those are apart. Seconds are those of rollouts "
+            "and updates; compare them only if the runs had the machine alike.",
         ),
         (),
         tuple(tables),
+    )
+
+
+def costs(group: Sequence[Outcome]) -> tuple[str, str, str]:
+    """Return seconds and tokens a run, and answers a second, as far as they were measured."""
+    tokens = [o.tokens for o in group if o.tokens is not None]
+    timed = [(o.seconds, o.metrics[-1]["env_steps"]) for o in group if o.seconds]
+    if not timed:
+        return "–", "–", "–"
+    seconds, steps = np.array(timed, np.float64).T
+    return (
+        f"{seconds.mean():,.0f}",
+        f"{np.mean(tokens):,.0f}" if tokens else "–",
+        f"{steps.sum() / seconds.sum():,.1f}",
     )
 
 

@@ -87,9 +87,11 @@ class Outcome:
         return float(scores[0]) if len(steps) and steps[0] == 0 else None
 
     @cached_property
-    def seconds(self) -> float:
-        """Seconds of training: rollouts and updates, without validation."""
+    def seconds(self) -> float | None:
+        """Seconds of training: rollouts and updates, without validation; ``None`` if not timed."""
         steps, rates = self.column("perf/env_steps_per_second")
+        if not len(steps):
+            return None
         return float((np.diff(steps, prepend=0.0) / np.maximum(rates, 1e-9)).sum())
 
     @cached_property
@@ -163,7 +165,7 @@ def _read(run: Run, folder: Path) -> Outcome:
     held: dict[str, Any] = {}
     try:
         held["config"] = runs.read_config(folder)
-        held["metrics"] = _rows(folder / "metrics.jsonl", "env_steps")
+        held["metrics"] = _measured(_rows(folder / "metrics.jsonl", "env_steps"))
         if (folder / "result.json").exists():
             held["result"] = _checked(result(folder))
         held["transcripts"] = _rows(folder / "transcripts.jsonl", *TRANSCRIPT)
@@ -198,6 +200,27 @@ def _checked(found: dict[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"result.json: {name} {when} training is {value}")
         str(side["split"])
     return found
+
+
+def _measured(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows of metrics if they are numbers, logged in order.
+
+    Raises:
+        ValueError: Something is no number, or steps go back: two processes wrote the file.
+    """
+    before = 0
+    for number, row in enumerate(rows, 1):
+        for name, value in row.items():
+            missing = value is None and name != "env_steps"  # what was not finite is null
+            if not missing and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ValueError(f"metrics.jsonl, row {number}: {name} is {value!r}, no number")
+        if row["env_steps"] < before:
+            raise ValueError(
+                f"metrics.jsonl, row {number}: env_steps goes back from {before} to "
+                f"{row['env_steps']}"
+            )
+        before = row["env_steps"]
+    return rows
 
 
 def _training(folder: Path) -> bool:

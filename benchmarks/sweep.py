@@ -45,6 +45,7 @@ from benchmarks.experiment import (
     make,
     read_status,
     refuse_another,
+    waits_file,
 )
 from llm_envs.datasets.splits import did_you_mean
 
@@ -263,6 +264,8 @@ class Overview:
         """Return what a run is doing."""
         if run in self.ended:
             return self.ended[run]
+        if waits_file(self.out, run.name, self.sweep).exists():
+            return Status("blocked", self.sweep)
         status = read_status(self.out, run.name)
         ours = status.sweep == self.sweep and status.state in ("running", "blocked")
         return status if ours else Status("waiting")

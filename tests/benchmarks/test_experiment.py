@@ -18,7 +18,7 @@ import pytest
 
 from agents import train
 from agents.baselines import Random
-from agents.runs import locked
+from agents.runs import locked, write_json
 from benchmarks import ablation
 from benchmarks.experiment import (
     Run,
@@ -31,6 +31,7 @@ from benchmarks.experiment import (
     refuse_another,
 )
 from benchmarks.suites.ablation import TUNED
+from benchmarks.sweep import Overview
 from fake_runs import write_run
 
 
@@ -198,14 +199,24 @@ def test_who_waits_for_another_says_so_and_can_be_stopped(tmp_path: Path) -> Non
     log_file(tmp_path, run.name).parent.mkdir()
     log_file(tmp_path, run.name).touch()
     stop = threading.Event()
+    owner = Status("running", "owner", 1)
+    write_json(log_file(tmp_path, run.name).with_suffix(".json"), dataclasses.asdict(owner))
     with locked(log_file(tmp_path, run.name)), ThreadPoolExecutor() as pool:
-        waiting = pool.submit(make, run, tmp_path, stop=stop)
+        waiting = {
+            sweep: pool.submit(make, run, tmp_path, sweep=sweep, stop=stop) for sweep in "abc"
+        }
         deadline = time.monotonic() + 30
-        while read_status(tmp_path, run.name).state != "blocked" and time.monotonic() < deadline:
+        seen = {sweep: Overview([run], tmp_path, sweep) for sweep in waiting}
+        while time.monotonic() < deadline:
+            if all(o.state(run).state == "blocked" for o in seen.values()):
+                break
             time.sleep(0.05)
-        assert read_status(tmp_path, run.name).state == "blocked"
+        time.sleep(2.5)  # they look again every second, all at once
+        assert [o.state(run).state for o in seen.values()] == ["blocked"] * 3
         stop.set()
-        assert waiting.result(timeout=30).state == "stopped"
+        assert [w.result(timeout=30).state for w in waiting.values()] == ["stopped"] * 3
+    assert read_status(tmp_path, run.name) == owner, "who waits has nothing to say of the run"
+    assert [o.state(run).state for o in seen.values()] == ["waiting"] * 3
 
 
 def test_what_is_told_to_stop_before_it_listens_is_not_tried_again(tmp_path: Path) -> None:

@@ -157,6 +157,46 @@ def test_a_row_without_steps_is_damage_and_a_step_twice_is_none(tmp_path: Path) 
     assert read(tmp_path)[0].state == "corrupt"
 
 
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('{"env_steps": 32, "eval/score": 0.3}', "row 3: env_steps goes back from 64 to 32"),
+        ('{"env_steps": "96", "eval/score": 0.3}', "env_steps is '96', no number"),
+        ('{"env_steps": null, "eval/score": 0.3}', "env_steps is None, no number"),
+        ('{"env_steps": 96, "eval/score": "high"}', "eval/score is 'high', no number"),
+    ],
+)
+def test_one_damaged_run_does_not_hide_the_others(tmp_path: Path, line: str, why: str) -> None:
+    runs = grid({"Mine-v0": 64}, ("ppo",), (1, 2), report="none")
+    for run in runs:
+        write_run(tmp_path, run, validations=[(0, 0.1), (64, 0.4)])
+    metrics = tmp_path / runs[1].name / "metrics.jsonl"
+    metrics.write_text(f"{metrics.read_text()}{line}\n")
+    found = read(tmp_path)
+    assert [o.state for o in found] == ["done", "corrupt"]
+    assert why in found[1].why
+    assert why in markdown(report_of(found, "damaged"))
+
+
+def test_runs_that_were_not_validated_alike_have_a_report(tmp_path: Path) -> None:
+    curves = {
+        "ppo": [(0, 0.1), (32, 0.2), (64, 0.4)],
+        "grpo": [(0, 0.1), (64, 0.4)],
+        "rloo": [(64, 0.4)],
+        "reinforce": [(0, 0.1)],
+    }
+    for agent, validations in curves.items():
+        run = Run("Mine-v0", agent, 1, 64)
+        write_run(tmp_path, run, after=0.5, validations=validations)
+    report = report_of(read(tmp_path), "uneven")
+    (section,) = (s for s in report.sections if s.title == "Sample efficiency and cost")
+    rows = {row[0]: row[1:4] for row in section.tables[0].rows}
+    assert rows["ppo"][1:] == ("32", f"{(0.15 + 0.3) / 2:.3f}")
+    assert rows["grpo"][1:] == ("64", "0.250")
+    assert rows["rloo"] == rows["reinforce"] == ("–", "–", "–")
+    assert section.tables[0].rows[0][4:] == ("–", "–", "–"), "a cost that nobody measured"
+
+
 def test_numbers_that_are_none_are_not_counted(tmp_path: Path) -> None:
     runs = grid({"Mine-v0": 64}, ("ppo",), (1, 2), report="none")
     write_run(tmp_path, runs[0], validations=[(0, 0.1), (32, 0.9)])
@@ -350,7 +390,8 @@ def test_efficiency_says_when_a_threshold_was_reached(report: Report) -> None:
     rows = {row[0]: row for row in table.rows}
     assert rows["ppo"][1] == "64 (2 of 3)"
     assert rows["reinforce"][1] == "not reached (0 of 3)"
-    assert rows["ppo"][3:] == ("8", "800", "8.0")
+    assert rows["ppo"][2] == "32"
+    assert rows["ppo"][4:] == ("8", "800", "8.0")
 
 
 def test_what_is_too_little_or_incomplete_is_said(report: Report) -> None:
