@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -23,12 +23,14 @@ import numpy as np
 import tyro
 from rich.console import Console
 
+from agents.settings import at_least
 from benchmarks.experiment import Run
 from benchmarks.results import Outcome, read
 from benchmarks.suites import Suite
-from benchmarks.suites.ablation import STEPS, TUNED, Reading, run_of
+from benchmarks.suites.ablation import STEPS, TUNED, Reading, run_of, tuned
 from benchmarks.sweep import Options, sweep
 from benchmarks.tables import Table
+from llm_envs.datasets.splits import did_you_mean
 
 RATES = {
     ("broadcast", "sgd"): (1e-4, 1e-3, 1e-2),
@@ -61,6 +63,17 @@ class Arguments:
     only_show: bool = False
     """Run nothing; print what there is."""
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "workers")
+        for env in self.envs:
+            if env not in STEPS:
+                raise ValueError(
+                    f"--envs holds {env!r}, and the ablation is of {', '.join(STEPS)}."
+                    f"{did_you_mean(env, STEPS)}"
+                )
+        if not (self.envs and self.seeds):
+            raise ValueError("Give one or more of --envs and of --seeds.")
+
 
 def tried(reading: Reading, env: str, rate: float, seed: int) -> Run:
     """Return the run of a reading at one of the learning rates that are tried."""
@@ -77,12 +90,25 @@ def outcomes(out: Path) -> dict[str, Outcome]:
     return {o.folder.name: o for o in read(out)} if any(out.glob("*/config.json")) else {}
 
 
+def made(
+    found: Mapping[str, Outcome], reading: Reading, env: str, rate: float, seed: int
+) -> Outcome | None:
+    """Return a run that is there: ours, or the same one of the suite ``ablation``."""
+    ours = found.get(tried(reading, env, rate, seed).name)
+    if ours is None and rate == tuned(reading, env):
+        return found.get(run_of(reading, env, rate, seed).name)
+    return ours
+
+
 def best_rate(reading: Reading, env: str, a: Arguments, found: Mapping[str, Outcome]) -> float:
-    """Return the learning rate that did best with the first seed; of equals the smallest."""
-    return max(
-        rates_of(reading),
-        key=lambda r: (last_score(found.get(tried(reading, env, r, a.seeds[0]).name)), -r),
-    )
+    """Return the learning rate that did best with the first seed; of equals the smallest.
+
+    Where none was tried, it is the one that was found before.
+    """
+    scores = {r: last_score(made(found, reading, env, r, a.seeds[0])) for r in rates_of(reading)}
+    if all(score == -math.inf for score in scores.values()):
+        return tuned(reading, env)
+    return max(scores, key=lambda r: (scores[r], -r))
 
 
 def table(a: Arguments) -> list[dict[str, Any]]:
@@ -91,10 +117,11 @@ def table(a: Arguments) -> list[dict[str, Any]]:
     rows = []
     for env, reading in product(a.envs, TUNED):
         rate = best_rate(reading, env, a, found)
-        names = [tried(reading, env, rate, seed).name for seed in a.seeds]
-        whole = [found[name] for name in names if name in found]
+        whole = [made(found, reading, env, rate, seed) for seed in a.seeds]
         gains = [
-            o.score - o.initial for o in whole if o.score is not None and o.initial is not None
+            o.score - o.initial
+            for o in whole
+            if o is not None and o.score is not None and o.initial is not None
         ]
         rows.append(
             {
@@ -103,7 +130,7 @@ def table(a: Arguments) -> list[dict[str, Any]]:
                 "learning_rate": rate,
                 "gains": gains,
                 "mean": float(np.mean(gains)) if gains else math.nan,
-                "missing": len(names) - len(gains),
+                "missing": len(whole) - len(gains),
             }
         )
     return rows
@@ -134,30 +161,33 @@ def side_by_side(rows: list[dict[str, Any]]) -> Table:
     return Table("", header, tuple(lines))
 
 
-def complete(name: str, runs: list[Run], a: Arguments) -> None:
+def complete(name: str, wanted: Sequence[tuple[Reading, str, float, int]], a: Arguments) -> None:
     """Make the runs that are missing."""
-    suite = Suite(name, "Which reading of the founding document's update learns?", tuple(runs))
-    sweep(suite, Options(out=a.out, workers=a.workers, retries=0), Console())
+    found = outcomes(a.out)
+    there = {key for key in wanted if (o := made(found, *key)) and o.state == "done"}
+    runs = tuple(tried(*key) for key in wanted if key not in there)
+    if runs:
+        suite = Suite(name, "Which reading of the founding document's update learns?", runs)
+        sweep(suite, Options(out=a.out, workers=a.workers, retries=0), Console())
+
+
+def run_all(a: Arguments) -> None:
+    """Tune each reading with the first seed, and run what did best with the others."""
+    for env in a.envs:
+        complete("tuning", [(r, env, x, a.seeds[0]) for r in TUNED for x in rates_of(r)], a)
+        found = outcomes(a.out)
+        best = {reading: best_rate(reading, env, a, found) for reading in TUNED}
+        complete("chosen", [(r, env, x, s) for s in a.seeds[1:] for r, x in best.items()], a)
 
 
 def main() -> None:
-    """Tune, run, show."""
-    a = tyro.cli(Arguments, description=__doc__, prog="python -m benchmarks.ablation")
-    if not a.only_show:
-        for env in a.envs:
-            tuning = [
-                tried(reading, env, rate, a.seeds[0])
-                for reading in TUNED
-                for rate in rates_of(reading)
-            ]
-            complete("tuning", tuning, a)
-            found = outcomes(a.out)
-            chosen = [
-                tried(reading, env, best_rate(reading, env, a, found), seed)
-                for seed in a.seeds[1:]
-                for reading in TUNED
-            ]
-            complete("chosen", chosen, a)
+    """Tune, run, show; a mistake on the command line is told in one sentence."""
+    try:
+        a = tyro.cli(Arguments, description=__doc__, prog="python -m benchmarks.ablation")
+        if not a.only_show:
+            run_all(a)
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from error
     rows = table(a)
     a.out.mkdir(parents=True, exist_ok=True)
     (a.out / "ablation.json").write_text(json.dumps(rows, indent=1))

@@ -424,6 +424,8 @@ def evaluate(options: Options) -> tuple[list[Estimate], Support]:
 
 def main(options: Options) -> None:
     """Evaluate and print."""
+    if options.json is not None:  # before the work, or it would be lost
+        options.json.parent.mkdir(parents=True, exist_ok=True)
     console = Console()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -456,5 +458,5 @@ if __name__ == "__main__":
     try:
         arguments = tyro.cli(Options, description=__doc__, prog="python -m benchmarks.off_policy")
         main(arguments)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error

@@ -547,6 +547,12 @@ def report_of(outcomes: Sequence[Outcome], title: str, about: str = "") -> Repor
                     warned.append(f"{name}, {variant}: several runs have one seed.")
                 if len({o.run.steps for o in group}) > 1:
                     warned.append(f"{name}, {variant}: runs have different numbers of steps.")
+    looks = styles(variants)
+    if len(set(looks.values())) < len(looks):
+        warned.append(
+            f"{len(variants)} variants are too many to look different; the tables tell them apart. "
+            "Report on parts of the sweep, each in a folder of its own."
+        )
     if unscored := sum(o.state == "done" and o.score is None for o in outcomes):
         warned.append(f"{unscored} finished runs have no finite score, and are not counted.")
     known = references(grid)
@@ -564,7 +570,7 @@ def report_of(outcomes: Sequence[Outcome], title: str, about: str = "") -> Repor
             states(outcomes),
         ]
     sections = tuple(section for section in found if section)
-    return Report(title, about, tuple(warned), styles(variants), sections)
+    return Report(title, about, tuple(warned), looks, sections)
 
 
 def chart_id(kind: str, place: int, name: str) -> str:

@@ -20,7 +20,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -134,6 +134,13 @@ def chosen(suite: suites.Suite, options: Options) -> tuple[Run, ...]:
     )
 
 
+def from_anywhere(run: Run) -> Run:
+    """Return a run whose policy, if it is a folder, is found from any working directory."""
+    if run.policy in ("", "tiny") or not Path(run.policy).is_dir():
+        return run
+    return replace(run, policy=str(Path(run.policy).resolve()))
+
+
 # --- launchers -----------------------------------------------------------------------------------
 
 Make = Callable[[Run], Status]
@@ -168,9 +175,18 @@ def on_ray(todo: Sequence[Run], make: Make, options: Options) -> Iterator[tuple[
     """
     ray = import_ray()
     mine = not ray.is_initialized()
+    address = options.address or os.environ.get("RAY_ADDRESS")  # so it is in a job of a cluster
     if mine:
-        cpus = {} if options.address else {"num_cpus": max(os.cpu_count() or 1, options.threads)}
-        ray.init(address=options.address, log_to_driver=False, logging_level="error", **cpus)
+        cpus = {} if address else {"num_cpus": max(os.cpu_count() or 1, options.threads)}
+        # Workers of a cluster do not have our environment; runs track as we would.
+        told = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level="error",
+            runtime_env={"env_vars": told},
+            **cpus,
+        )
 
     def attempt(run: Run) -> Status:  # Ray takes plain functions
         return make(run)
@@ -178,7 +194,7 @@ def on_ray(todo: Sequence[Run], make: Make, options: Options) -> Iterator[tuple[
     shares = {"num_cpus": options.cpus, "num_gpus": options.gpus_per_run}
     waiting: dict[Any, Run] = {}
     try:
-        _refuse_shares(ray, options, cluster=not mine or options.address is not None)
+        _refuse_shares(ray, options, cluster=not mine or address is not None)
         task = ray.remote(**shares, max_retries=NODE_DEATHS)(attempt)
         waiting |= {task.remote(run): run for run in todo}
         while waiting:
@@ -368,7 +384,7 @@ def sweep(suite: suites.Suite, options: Options, console: Console) -> dict[Run, 
         KeyboardInterrupt: Ctrl-C. Runs under way save and stop; the others are not begun.
     """
     out = options.folder.resolve()
-    runs = chosen(suite, options)
+    runs = tuple(map(from_anywhere, chosen(suite, options)))
     for run in runs:
         refuse_another(run, out / run.name)
     if options.launcher == "ray":

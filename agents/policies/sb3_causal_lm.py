@@ -83,8 +83,8 @@ class _RowLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         for buffer, states in zip(self.buffers, new, strict=True):
             buffer[reader.members[:, None], :, reader.slots] = states.transpose(1, 2)
         everyone = len(reader.members) == len(reader.tokens)  # in order, and needs no copy
-        held = [x if everyone else x[reader.members] for x in self.buffers]
-        self.keys, self.values = (x[:, :, : reader.seen] for x in held)
+        held = (x[:, :, : reader.seen] for x in self.buffers)
+        self.keys, self.values = (x if everyone else x[reader.members] for x in held)
         return self.keys, self.values
 
 

@@ -70,6 +70,11 @@ TUNED: dict[Reading, tuple[float, float, float]] = {
 """Reading -> the learning rate on each environment of ``STEPS``."""
 
 
+def tuned(reading: Reading, env: str) -> float:
+    """Return the learning rate that suits a reading on an environment."""
+    return dict(zip(STEPS, TUNED[reading], strict=True))[env]
+
+
 def run_of(reading: Reading, env: str, rate: float, seed: int, label: str = "") -> Run:
     """Return the run of a reading at a learning rate; its label is the reading, if not given."""
     settings = reading.settings(env, rate)

@@ -30,7 +30,8 @@ from benchmarks.experiment import (
     read_status,
     refuse_another,
 )
-from benchmarks.suites.ablation import TUNED
+from benchmarks.suites import load
+from benchmarks.suites.ablation import STEPS, TUNED
 from benchmarks.sweep import Overview
 from fake_runs import write_run
 
@@ -281,3 +282,26 @@ def test_the_ablation_leaves_out_what_is_not_whole(tmp_path: Path) -> None:
     assert ablation.best_rate(reading, "DialogueQA-v0", a, ablation.outcomes(tmp_path)) == rates[1]
     row = ablation.table(a)[0]
     assert (row["gains"], row["missing"]) == (pytest.approx([0.1, 0.2]), 1)
+
+
+def test_the_ablation_reads_the_runs_of_its_suite_and_makes_none_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every run of the suite, 135, is found; only the other learning rates are left to be tried."""
+    for run in load("ablation").runs:
+        write_run(tmp_path, run, validations=[(0, 0.2), (run.steps, 0.2 + run.seed / 10)])
+    a = ablation.Arguments(out=tmp_path)
+    for row in ablation.table(a):
+        assert (row["gains"], row["missing"]) == (pytest.approx([0.1, 0.2, 0.3]), 0)
+    todo: list[Run] = []
+    monkeypatch.setattr(ablation, "sweep", lambda suite, *_: todo.extend(suite.runs))
+    ablation.run_all(a)
+    rates = {run.settings["learning_rate"] for run in todo}
+    assert len(todo) == len(TUNED) * len(STEPS) * 2, "two other rates of each, with seed 1"
+    assert len(rates) > 2
+    assert {run.seed for run in todo} == {1}
+
+
+def test_an_environment_that_is_not_ablated_is_refused() -> None:
+    with pytest.raises(ValueError, match="Did you mean 'Summarization-v0'"):
+        ablation.Arguments(envs=("Sumarization-v0",))

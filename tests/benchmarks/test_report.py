@@ -418,6 +418,14 @@ def test_markdown_and_pictures_show_the_same(report: Report, page: Path) -> None
     assert "(0.510, 0.620, 0.730)" in board
 
 
+def test_more_variants_than_looks_are_said(tmp_path: Path) -> None:
+    for number in range(22):
+        write_run(tmp_path, Run("Mine-v0", "ppo", 1, 64, label=f"v{number}"), after=0.5)
+    found = read(tmp_path)
+    assert any("22 variants are too many" in text for text in report_of(found, "many").warnings)
+    assert not any("variants" in text for text in report_of(found[:21], "few").warnings)
+
+
 def test_looks_differ_for_all_agents() -> None:
     names = [f"agent {i}" for i in range(21)]
     assert len({(s.colour, s.dash) for s in styles(names).values()}) == 21
