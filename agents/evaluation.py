@@ -127,6 +127,9 @@ def evaluate(
     comes from a seed of its own that depends on the example and the count alone: every policy
     meets the same episodes.
 
+    An episode scores the mean of its scored steps. One that is truncated, by a budget, scores 0 in
+    those that it did not come to, or who ends early what goes badly would gain.
+
     Args:
         begin: Returns a new player for each batch.
         env_id: Id of the environment.
@@ -172,26 +175,30 @@ def evaluate(
                     f"{step.info['score']} at turn {step.turn}. Look at what the environment "
                     "scores."
                 )
-    parts = [_parts(steps) for _, steps in played]
+    planned = [task.planned_turns(examples[i]) or 0 if s[-1].truncated else 0 for i, s in played]
+    parts = [_parts(steps, n) for (_, steps), n in zip(played, planned, strict=True)]
     names = dict.fromkeys(name for found in parts for name in found)
     return Evaluation(
         split=str(split),
         ids=tuple(examples[i].id for i, _ in played),
         units=tuple(examples[i].unit for i, _ in played),
-        scores=np.array([_mean_of(steps, "score") for _, steps in played]),
+        scores=np.array(
+            [_mean_of(steps, "score", n) for (_, steps), n in zip(played, planned, strict=True)]
+        ),
         parts={name: np.array([found.get(name, 0.0) for found in parts]) for name in names},
         transcripts=tuple(_shown(s, str(split)) for _, steps in played for s in steps),
     )
 
 
-def _mean(values: Iterable[float]) -> float:
+def _mean(values: Iterable[float], count: int = 0) -> float:
+    """Mean of values, to which zeros are added until they are ``count``; 0 where there is none."""
     listed = list(values)
-    return float(np.mean(listed)) if listed else 0.0
+    return float(np.sum(listed)) / (max(len(listed), count) or 1)
 
 
-def _mean_of(steps: Sequence[Step], key: str) -> float:
-    """Mean of an info key over the steps that have it, 0 where none has."""
-    return _mean(s.info[key] for s in steps if key in s.info)
+def _mean_of(steps: Sequence[Step], key: str, count: int = 0) -> float:
+    """Mean of an info key over the steps that have it, as ``_mean``."""
+    return _mean((s.info[key] for s in steps if key in s.info), count)
 
 
 def _with_expected(step: Step, probabilities: dict[tuple[int, int], Any]) -> Step:
@@ -203,15 +210,16 @@ def _with_expected(step: Step, probabilities: dict[tuple[int, int], Any]) -> Ste
     return replace(step, info={**step.info, "score/expected": expected})
 
 
-def _parts(steps: list[Step]) -> dict[str, float]:
-    """Mean of every named score over an episode's steps."""
+def _parts(steps: list[Step], planned: int) -> dict[str, float]:
+    """Mean of every named score over an episode's steps, or the steps that were planned."""
     keys = dict.fromkeys(k for s in steps for k in s.info if k.startswith("score/"))
-    found = {key.removeprefix("score/"): _mean_of(steps, key) for key in keys}
+    found = {key.removeprefix("score/"): _mean_of(steps, key, planned) for key in keys}
     if any("best_score" in s.info for s in steps):
         found["best"] = _mean_of(steps, "best_score")
     answered = [s for s in steps if s.references and "score" in s.info]
     if answered:
-        found["contains"] = _mean(contains_answer(s.action, s.references) for s in answered)
+        held = (contains_answer(s.action, s.references) for s in answered)
+        found["contains"] = _mean(held, planned)
     return found
 
 

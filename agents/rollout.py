@@ -196,6 +196,7 @@ class Step:
     candidate_scores: Any = None
     observation: Any = None
     left_in: Any = None  # the last state, if the episode was truncated
+    truncated: bool = False
 
 
 def row_of(observations: Any, i: int) -> Any:
@@ -276,11 +277,8 @@ def play(
                 )
                 left_in = player.state_of(r, final)
             reward = float(rewards[r])
-            steps.append(
-                Step(
-                    r, turn, actions[r], reward, each[r], references[r], known[r], seen[r], left_in
-                )
-            )
+            told = (references[r], known[r], seen[r], left_in, bool(cut_off))
+            steps.append(Step(r, turn, actions[r], reward, each[r], *told))
         active = [r for r in active if not (terminated[r] or truncated[r])]
         turn += 1
     return steps

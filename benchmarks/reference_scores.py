@@ -320,7 +320,9 @@ def score_table(measured: Sequence[Measured]) -> Table:
 def expectation_table(measured: Sequence[Measured]) -> Table:
     """Lay out what is exact where all outcomes are known: expected scores, and regrets to the best.
 
-    There is no row if nothing is known.
+    There is no row if nothing is known. Regret is to the best choice of each step on a player's own
+    way. Where choices change what later steps offer, ways differ, and what a player has and what it
+    misses do not add up to what anybody could have.
     """
     rows = []
     for m in measured:
@@ -332,7 +334,9 @@ def expectation_table(measured: Sequence[Measured]) -> Table:
         ]
         rows.append((m.name, m.split, f"{m.players['oracle'].part('best'):.3f}", *cells))
     expected = (f"{player}: expected, regret" for player in PLAYERS)
-    return Table("", ("environment", "split", "best of each step", *expected), tuple(rows))
+    return Table(
+        "", ("environment", "split", "best of each step (oracle's way)", *expected), tuple(rows)
+    )
 
 
 def _regret(e: Evaluation) -> str:

@@ -85,13 +85,13 @@ def accepted(env: Any, observation: Any) -> tuple[str, ...]:
 
 def hint(env: Any, observation: Any) -> str:
     """Say something that helps, and does not tell the answer."""
-    if isinstance(observation, str):
-        if not env.references:
+    scores = env.candidate_scores
+    if scores is None and isinstance(observation, str):
+        words = env.references[0].split() if env.references else []
+        if not words or len(words[0]) == 1:  # its first letter would be all of it
             return "There is no hint."
-        words = env.references[0].split()
         count = "1 word" if len(words) == 1 else f"{len(words)} words"
         return f"An accepted answer has {count} and begins with {words[0][0]!r}."
-    scores = env.candidate_scores
     if scores is None or np.min(scores) == np.max(scores):
         return "There is no hint: all candidates are alike."
     return f"{int(np.argmin(scores)) + 1} would be a mistake."

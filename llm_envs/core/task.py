@@ -114,6 +114,14 @@ class Task(ABC, Generic[ExampleT]):
         ``episode.turn`` already counts the action.
         """
 
+    def planned_turns(self, example: ExampleT) -> int | None:
+        """Return how many scored steps an episode has if nothing ends it early.
+
+        An evaluation counts those that a truncated episode did not come to as 0. ``None`` where it
+        is not known beforehand: then the steps that were played count alone.
+        """
+        return None
+
     def references(self, episode: Episode[ExampleT]) -> tuple[str, ...]:
         """Accepted answers of the current turn, for oracles and supervised learning only."""
         return ()
@@ -222,6 +230,11 @@ class WritingTask(Task[ExampleT]):
     def turns(self, example: ExampleT) -> int:
         """Return the number of turns of the example, at least 1."""
 
+    def planned_turns(self, example: ExampleT) -> int:
+        """Return the number of turns that are played: all, or ``max_turns``."""
+        turns = self.turns(example)
+        return min(turns, self.max_turns or turns)
+
     @abstractmethod
     def ask(self, example: ExampleT, turn: int) -> str:
         """Return what the user says to open turn ``turn`` (0 is the first)."""
@@ -247,8 +260,7 @@ class WritingTask(Task[ExampleT]):
 
     def proceed(self, episode: Episode[ExampleT], action: str, outcome: Outcome) -> None:
         """Append the answer, the user's feedback and, unless it was the last, the next question."""
-        last = self.turns(episode.example)
-        episode.finished = episode.turn >= min(last, self.max_turns or last)
+        episode.finished = episode.turn >= self.planned_turns(episode.example)
         said = outcome.feedback
         if not episode.finished:
             said = f"{said} {self.ask(episode.example, episode.turn)}".lstrip()

@@ -35,7 +35,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from functools import cache
+from functools import cache, lru_cache, partial
 from typing import ClassVar, Final, Literal, Protocol
 
 
@@ -232,6 +232,8 @@ class Foe(Protocol):
         """Return its move of the round that is due."""
         ...
 
+    def __hash__(self) -> int: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Aggressive:
@@ -403,6 +405,30 @@ def optimal_score(rules: Rules, foe: Foe) -> float:
     By dynamic programming over battles, whose payoff is `battle_score` at their end.
     """
     return bayes_score(rules, (foe,))
+
+
+@lru_cache(maxsize=1024)
+def best_plan(rules: Rules, foe: Foe) -> tuple[Move, ...]:
+    """Return the moves of a whole battle that come to `optimal_score`, the first of equals.
+
+    Opponents are deterministic, so that all of them can be planned before the first.
+    """
+
+    @cache
+    def value(battle: Battle) -> float:
+        if is_over(rules, battle):
+            return battle_score(rules, battle)
+        return max(map(partial(ahead, battle), MOVES))
+
+    def ahead(battle: Battle, move: Move) -> float:
+        return value(remembered((foe,), after(rules, foe, battle, move)))
+
+    plan: list[Move] = []
+    battle = opening(rules)
+    while not is_over(rules, battle):
+        plan.append(max(MOVES, key=partial(ahead, battle)))
+        battle = after(rules, foe, battle, plan[-1])
+    return tuple(plan)
 
 
 def bayes_score(rules: Rules, foes: Sequence[Foe]) -> float:

@@ -356,8 +356,7 @@ class CustomerService(WritingTask[Customer]):
             return
         done += 1
         episode.state = Progress(done)
-        last = self.turns(episode.example)
-        episode.finished = done >= min(last, self.max_turns or last)
+        episode.finished = done >= self.planned_turns(episode.example)
         said = outcome.feedback
         if not episode.finished:
             said = f"{said} {self.ask(episode.example, done)}"

@@ -401,14 +401,14 @@ class RecommendationClicks(ChoosingTask[Served]):
                 stacklevel=2,
             )
 
-    def turns(self, viewer: Served) -> int:
+    def planned_turns(self, example: Served) -> int:
         """Return the number of recommendations in a session with the user, at least 1."""
-        return min(self.max_turns, viewer.films // self.choices)
+        return min(self.max_turns, example.films // self.choices)
 
     def begin(self, example: Served, rng: np.random.Generator) -> Episode[Served]:
         """Draw what the session offers and open it."""
         known, ratings = self._catalogue, self._catalogue.ratings
-        shape = self.turns(example), self.choices
+        shape = self.planned_turns(example), self.choices
         films, replies = _draw(ratings, example, shape, rng)
         counts, means = known.statistics.for_user(example.user, films)
         told = zip(*(a.ravel().tolist() for a in (films, means, counts)), strict=True)

@@ -25,6 +25,7 @@ from llm_envs.tasks.battle_rules import (
     Rules,
     after,
     best_answer,
+    best_plan,
     energy_after,
     is_over,
     move_scores,
@@ -315,11 +316,13 @@ class Opponent:
         foe: How they fight.
         name: What they are called.
         style: How a battle with them is told.
+        part: The split that has such names and styles.
     """
 
     foe: Foe
     name: str
     style: Style
+    part: str = "train"
 
     @property
     def id(self) -> str:
@@ -328,8 +331,8 @@ class Opponent:
 
     @property
     def unit(self) -> str:
-        """The opponent too: no other fights in that pattern under that name."""
-        return self.id
+        """The pattern, in a split: whatever it is called, the same moves come to the same."""
+        return f"{self.foe.name} ({self.part})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -484,6 +487,14 @@ class TextBattle(ChoosingTask[Opponent]):
             {"role": "user", "content": said},
         )
 
+    def optimal_choices(self, episode: Episode[Opponent]) -> list[int]:
+        """Return the moves of the whole battle that score best, by one who knows the pattern."""
+        return [int(move) for move in best_plan(self.rules, episode.example.foe)]
+
+    def planned_turns(self, example: Opponent) -> int:
+        """Return the number of rounds."""
+        return self.rules.rounds
+
     def candidate_scores(self, episode: Episode[Opponent]) -> Floats | None:
         """Return the score of each move of the round that is due, (4,); None when all is over."""
         if episode.finished:
@@ -519,7 +530,7 @@ class TextBattle(ChoosingTask[Opponent]):
 def make_opponents(split: Split, kinds: Sequence[str] = KINDS) -> tuple[Opponent, ...]:
     """Return the opponents of a split: every foe of the kinds under every name."""
     made = [
-        Opponent(foe, name, STYLES[part][i % len(STYLES[part])])
+        Opponent(foe, name, STYLES[part][i % len(STYLES[part])], part)
         for part in (SPLITS if split == "all" else (split,))
         for i, name in enumerate(NAMES[part])
         for foe in FOES

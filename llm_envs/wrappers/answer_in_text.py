@@ -183,6 +183,10 @@ class ChoosingInText(Task[Any]):
         self.examples = task.examples
         self.episodes_per_example = task.episodes_per_example
 
+    def planned_turns(self, example: Any) -> int | None:
+        """Return the choosing task's."""
+        return self.task.planned_turns(example)
+
     def begin(self, example: Any, rng: np.random.Generator) -> Episode[Any]:
         """Open the choosing task's episode, which is the state of this one."""
         inner = self.task.begin(example, rng)

@@ -34,6 +34,7 @@ from llm_envs.core.task import say, whole_number
 from llm_envs.datasets.records import Dialogue
 from llm_envs.datasets.splits import check_names
 from llm_envs.wrappers.feedback import row_seeds
+from llm_envs.wrappers.vector_spec import ArgumentVectorWrapper
 
 _STREAM: Final = 0x7E87  # sets the chance of perturbations apart from all else that a seed seeds
 
@@ -519,9 +520,7 @@ class AugmentedText(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         return _with_text(observation, self._row.shown), {**info, **told}
 
 
-class AugmentedVectorText(
-    gym.vector.VectorWrapper[Any, Any, Any, Any, npt.NDArray[Any]], RecordConstructorArgs
-):
+class AugmentedVectorText(ArgumentVectorWrapper):
     """A vector environment whose questions are perturbed: :class:`AugmentedText` row by row.
 
     A row is shown exactly what a single environment with its seed is shown, in every autoreset
@@ -545,6 +544,9 @@ class AugmentedVectorText(
         >>> len(set(observations)), observations[0] == infos["clean_text"][0]
         (1, False)
     """
+
+    argument = "observation_text"
+    place = 0
 
     def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any], **augmentations: Any) -> None:
         RecordConstructorArgs.__init__(self, _disable_deepcopy=True, **augmentations)

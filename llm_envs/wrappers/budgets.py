@@ -9,8 +9,10 @@ was still worth. One that ends with that step by itself is terminated, as ever.
 - :class:`TimeBudget`: an answer that comes too late is not heard. The environment is given an
   empty one instead, which scores 0.
 
-An episode's score is the mean of the steps that were played: one that a budget ends early is not
-charged for what was never asked, so scores under different budgets cannot be compared.
+What an episode that a budget ends early did not come to counts as 0 in an evaluation
+(`Task.planned_turns`), so that it cannot pay to use a budget up. An agent in training sees the
+rewards of the steps that it took alone: with returns (``gamma`` 1) and rewards below 0 it may learn
+to end what goes badly. Give a ``reward_range`` from 0 then.
 
 Both have a form for the native vector environment, which is equal row by row. With other vector
 forms the single environments are wrapped. ``budget={"tokens": 60}``, or ``{"seconds": 5.0}``, or
@@ -40,6 +42,7 @@ from llm_envs.datasets.splits import check_names
 from llm_envs.scoring.text import CJK_LETTERS
 from llm_envs.wrappers.feedback import is_corrupted
 from llm_envs.wrappers.token_view import load_tokenizer
+from llm_envs.wrappers.vector_spec import ArgumentVectorWrapper
 
 Clock = Callable[[], float]
 
@@ -309,9 +312,9 @@ class TimeBudget(_Budget):
 # --- the native vector environment ---------------------------------------------------------------
 
 
-class _VectorBudget(
-    gym.vector.VectorWrapper[Any, Any, Any, Any, npt.NDArray[Any]], RecordConstructorArgs
-):
+class _VectorBudget(ArgumentVectorWrapper):
+    argument = "budget"
+
     def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any], meter: _Meter) -> None:
         gym.vector.VectorWrapper.__init__(self, env)
         if not isinstance(env.unwrapped, TextVectorEnv):
@@ -371,6 +374,8 @@ class TokenVectorBudget(_VectorBudget):
         ValueError: See there; or the environment is another vector form.
     """
 
+    place = 1
+
     def __init__(
         self, env: gym.vector.VectorEnv[Any, Any, Any], *, tokens: int, tokenizer: Any = None
     ) -> None:
@@ -394,6 +399,8 @@ class TimeVectorBudget(_VectorBudget):
         TypeError: ``seconds`` is no number.
         ValueError: See there; or the environment is another vector form.
     """
+
+    place = 2
 
     def __init__(
         self,

@@ -29,6 +29,7 @@ from llm_envs.core.play import Info, RewardRange
 from llm_envs.core.task import whole_number
 from llm_envs.core.vector import step_infos
 from llm_envs.datasets.splits import check_names, did_you_mean
+from llm_envs.wrappers.vector_spec import ArgumentVectorWrapper
 
 _STREAM: Final = 0xFEEDBAC  # sets the chance of feedback apart from all else that a seed seeds
 _DRIFTING: Final = ("flip", "bias", "noise", "missing")
@@ -167,10 +168,10 @@ class Corruption:
         thumbs: Score from which it is thumbs up, else down (:func:`coarse`); ``None`` for rewards
             as fine as they are.
         missing: Probability that there is no feedback. The step is rewarded with the middle of the
-            range (:func:`neutral`) and has ``info["feedback_missing"]``, by which an agent can
-            leave it out; one that does not look learns from a neutral reward.
-        delay: After how many further steps of the episode it arrives (:func:`paid`). Episodes of
-            one step have none.
+            range (:func:`neutral`) and has ``info["feedback_missing"]``, by which a learner of
+            yours can leave it out; the agents here do not look, and learn from a neutral reward.
+        delay: After how many further steps of the episode it arrives (:func:`paid`), and with it
+            ``info["feedback_missing"]``. Episodes of one step have none.
         drift: What ``flip``, ``bias``, ``noise`` or ``missing`` change to, and within how many
             ``steps`` of the environment: ``{"flip": 0.4, "steps": 1000}`` (:func:`drifted`).
 
@@ -294,10 +295,11 @@ class _Row:
         self.rng = np.random.default_rng()
         self.taken = 0
         self.due: tuple[float, ...] = ()
+        self.given: tuple[bool | None, ...] = ()  # whether what is due was judged; None: nothing to
 
     def begin(self, seed: int | None = None, copy: int = 0, taken: int | None = None) -> None:
         """Begin an episode: nothing is due. Without a seed, chance and time go on."""
-        self.due = ()
+        self.due, self.given = (), ()
         if seed is not None:
             self.taken = 0
             self.rng = np.random.default_rng(
@@ -310,12 +312,16 @@ class _Row:
         """Return the reward of a step and what is told about it."""
         now = self.corruption.at(self.taken)
         self.taken += 1
-        judged, missing = 0.0, False
+        judged, given = 0.0, None
         # Agents refuse rewards that are no numbers, so thumbs must not make a number of them.
         if scored := scored and math.isfinite(clean):
             judged, missing = judge(clean, now, self.reward_range, Chance.draw(self.rng))
+            given = not missing
         reward, self.due = paid(self.due, judged, now.delay, over)
-        told = {"clean_reward": clean, "feedback_missing": missing}
+        earned = (*self.given, given)
+        count = len(earned) - len(self.due)
+        arrived, self.given = earned[:count], earned[count:]
+        told = {"clean_reward": clean, "feedback_missing": False in arrived and True not in arrived}
         return (reward if scored else clean + reward), told
 
 
@@ -352,7 +358,7 @@ class CorruptedFeedback(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
     ## Information
     After a step also ``clean_reward``, what the step earned uncorrupted, and ``feedback_missing``,
-    whether nobody judged an answer that was scored.
+    whether nobody judged the answer, or none of the answers, whose feedback arrived with the step.
 
     Args:
         env: An environment of the suite, or another with a ``reward_range`` and an
@@ -405,9 +411,7 @@ class CorruptedFeedback(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         return observation, reward, terminated, truncated, {**info, **told}
 
 
-class CorruptedVectorFeedback(
-    gym.vector.VectorWrapper[Any, Any, Any, Any, npt.NDArray[Any]], RecordConstructorArgs
-):
+class CorruptedVectorFeedback(ArgumentVectorWrapper):
     """A vector environment whose rewards are corrupted: :class:`CorruptedFeedback` row by row.
 
     A row has exactly the feedback of a single environment with its seed, in every autoreset mode.
@@ -432,6 +436,9 @@ class CorruptedVectorFeedback(
         >>> envs.step(["no idea", "none"])[1]
         array([-0.5, -0.5])
     """
+
+    argument = "feedback"
+    place = 3
 
     def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any], **corruptions: Any) -> None:
         RecordConstructorArgs.__init__(self, **corruptions)

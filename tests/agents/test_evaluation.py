@@ -277,6 +277,41 @@ def test_an_episode_scores_the_mean_of_its_scored_steps(doubling: str) -> None:
         assert (turn["score"] is None) == (turn["answer"] == "search") == (turn["turn"] == 0)
 
 
+@pytest.mark.parametrize("env_id", ["DialogueQA-v0", "TextBattle-v0"])
+def test_what_a_budget_cuts_off_counts_as_nothing(env_id: str) -> None:
+    """Or it would pay to use the budget up once the best answers are given."""
+
+    class Padding(Peeking):
+        def __init__(self, padding: str) -> None:
+            super().__init__(None)
+            self.padding = padding
+
+        def act(self, observations: dict[int, Any], turn: int) -> dict[int, Any]:
+            answers = super().act(observations, turn)
+            if turn:
+                return dict.fromkeys(answers, "unknown")
+            return {row: answer + self.padding for row, answer in answers.items()}
+
+    def scores(padding: str) -> Any:
+        return evaluate(
+            lambda: Padding(padding),
+            env_id,
+            split="validation",
+            episodes=40,
+            env_kwargs={"budget": {"tokens": 12}, "answer_in_text": env_id == "TextBattle-v0"},
+        )
+
+    short, padded = scores(""), scores(" the" * 20)
+    assert short.score > 0
+    if env_id == "DialogueQA-v0":  # articles do not count, and the first answer is right
+        turns = [len(e.turns) for e in gym.make(env_id, split="validation").unwrapped.task.examples]  # type: ignore[attr-defined]
+        assert padded.score == pytest.approx(
+            np.mean([1 / turns[i] for i in np.linspace(0, len(turns) - 1, 40).astype(int)])
+        )
+        assert padded.parts["contains"].mean() == pytest.approx(padded.score)
+    assert (padded.scores <= short.scores + 1e-12).all()
+
+
 def test_if_nothing_is_scored_the_result_is_zero(doubling: str) -> None:
     found = evaluate(lambda: Scripted(lambda o, t: "search"), doubling, split="test")
     assert found.score == 0.0

@@ -30,6 +30,7 @@ from llm_envs.tasks.battle_rules import (
     battle_score,
     bayes_score,
     best_answer,
+    best_plan,
     best_responses,
     damage,
     energy_after,
@@ -403,3 +404,12 @@ def test_the_best_responses_are_the_best_of_all() -> None:
     for table in itertools.product(MOVES, repeat=5):
         assert mean_score(rules, foes, response_policy(table[0], table[1:])) <= best
     assert best > mean_score(rules, foes, lambda *_: surely(first))
+
+
+@pytest.mark.parametrize("foe", FOES, ids=lambda foe: foe.name)
+def test_the_best_plan_comes_to_the_optimal_score(foe: Foe) -> None:
+    battle = opening(DEFAULT_RULES)
+    for move in best_plan(DEFAULT_RULES, foe):
+        battle = after(DEFAULT_RULES, foe, battle, move)
+    assert is_over(DEFAULT_RULES, battle)
+    assert battle_score(DEFAULT_RULES, battle) == pytest.approx(optimal_score(DEFAULT_RULES, foe))

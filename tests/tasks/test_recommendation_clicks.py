@@ -589,7 +589,7 @@ def test_users_with_too_few_films_are_left_out_and_counted(folder: Path) -> None
         task = RecommendationClicks(dataset=folder, split="all", choices=20)
     assert task.left_out == len(few)
     assert {v.user: v.films for v in task.examples} == {u: n for u, n in films.items() if n >= 20}
-    assert {task.turns(viewer) for viewer in task.examples} == {1, 2}
+    assert {task.planned_turns(viewer) for viewer in task.examples} == {1, 2}
 
 
 def test_a_split_without_a_user_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -298,6 +298,21 @@ def test_steps_that_nobody_judges_pass_and_count() -> None:
     assert rewards_of(drift, ["1", "search", "1"]) == [1.0, -0.125, 0.0]
 
 
+@pytest.mark.parametrize("delay", [0, 1, 2])
+def test_what_is_missing_is_told_where_it_would_have_arrived(delay: int) -> None:
+    """The middle of this range is ½, which no answer here earns."""
+    env = CorruptedFeedback(TextEnv(Turns, reward_range=(0.0, 1.0)), missing=0.5, delay=delay)
+    seen = set()
+    for seed in range(20):
+        env.reset(seed=seed)
+        for turn, answer in enumerate(("1", "0", "1", "0")):
+            _, reward, _, _, info = env.step(answer)
+            assert info["feedback_missing"] is (reward == 0.5)
+            seen.add((turn < delay, info["feedback_missing"]))
+    assert seen >= {(False, False), (False, True)}
+    assert (True, True) not in seen, "nothing has arrived, and nothing is missing"
+
+
 def test_a_drift_goes_by_steps_over_all_episodes() -> None:
     """A probability of 0 never strikes and one of 1 always."""
     env = turns(drift={"bias": -1.0, "steps": 8})
