@@ -2,6 +2,10 @@
 
 It reads what ``python -m benchmarks.sweep --suite robustness`` left, prints a table for each
 environment and draws how the clean test score falls with the share of wrong feedback.
+
+The checkpoint of that score was chosen by clean validation, which a user with wrong feedback alone
+does not have: it hides how far an agent fell later, and may choose the policy that training began
+with. So the score that each run ended with is told beside it, on the validation split.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from rich.console import Console
 
 from benchmarks import statistics as st
 from benchmarks.figures import Chart, Series, save_png, styles
-from benchmarks.results import read
+from benchmarks.results import Outcome, read
 from benchmarks.suites.robustness import CONDITIONS, FLIPS, PLAYERS, SEEDS, Player, run_of
 from benchmarks.tables import Table, cell
 
@@ -31,7 +35,7 @@ class Arguments:
 
 
 Scores = Mapping[str, float]
-"""Name of a run -> its clean test score."""
+"""Name of a run -> a clean score of it."""
 
 
 def scores_of(env: str, player: Player, condition: str, found: Scores) -> list[float]:
@@ -40,7 +44,13 @@ def scores_of(env: str, player: Player, condition: str, found: Scores) -> list[f
     return [found[name] for name in names if name in found]
 
 
-def side_by_side(env: str, found: Scores) -> Table:
+def last_validation(outcome: Outcome) -> float | None:
+    """Return the clean validation score that a finished run ended with."""
+    _, scores = outcome.column("eval/score")
+    return float(scores[-1]) if outcome.state == "done" and len(scores) else None
+
+
+def side_by_side(env: str, what: str, found: Scores) -> Table:
     """Return the scores of every player on an environment, conditions beside each other."""
     rows = (
         (
@@ -53,7 +63,8 @@ def side_by_side(env: str, found: Scores) -> Table:
         for player in PLAYERS[env]
     )
     header = ("agent", "clean", "10 % wrong", "20 % wrong", "40 % wrong", "a turn late")
-    return Table(f"{env}: mean, [95 % t interval over seeds], (each seed)", header, tuple(rows))
+    title = f"{env}, {what}: mean, [95 % t interval over seeds], (each seed)"
+    return Table(title, header, tuple(rows))
 
 
 def falling(env: str, found: Scores) -> Chart:
@@ -81,9 +92,11 @@ def main() -> None:
     """Print the tables and draw the figure."""
     a = tyro.cli(Arguments, description=__doc__, prog="python -m benchmarks.robustness")
     try:
-        found = {o.run.name: o.score for o in read(a.out) if o.score is not None}
+        outcomes = read(a.out)
     except ValueError as error:
         raise SystemExit(str(error)) from error
+    found = {o.run.name: o.score for o in outcomes if o.score is not None}
+    ends = {o.run.name: e for o in outcomes if (e := last_validation(o)) is not None}
     envs = [env for env in PLAYERS if any(name.startswith(env) for name in found)]
     if not envs:
         raise SystemExit(f"No run of the suite in {a.out} is finished. Run benchmarks.sweep first.")
@@ -92,9 +105,10 @@ def main() -> None:
     save_png(charts, looks, a.figure or a.out / "robustness.png")
     print_ = Console().print
     for env in envs:
-        table = side_by_side(env, found)
-        print_(f"\n**{table.title}**\n\n{table.markdown()}", markup=False, highlight=False,
-               soft_wrap=True)  # fmt: skip
+        for what, scores in (("chosen policy, test split", found), ("last, validation", ends)):
+            table = side_by_side(env, what, scores)
+            text = f"\n**{table.title}**\n\n{table.markdown()}"
+            print_(text, markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

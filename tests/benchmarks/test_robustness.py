@@ -43,7 +43,9 @@ def test_table_and_chart_have_each_players_mean_and_interval(
     told = {"clean": (0.6, 0.7, 0.8), "flip40": (0.4, 0.5, 0.9)}
     for condition, scores in told.items():
         for seed, score in enumerate(scores, 1):
-            write_run(tmp_path, run_of(ENV, REINFORCE, condition, seed), after=score)
+            run = run_of(ENV, REINFORCE, condition, seed)
+            looks = [(0, 0.2), (run.steps // 2, score), (run.steps, score / 2)]
+            write_run(tmp_path, run, after=score, validations=looks)
     cut = run_of(ENV, REINFORCE, "flip10", 1)
     write_run(tmp_path, cut, after=0.1, taken=cut.steps - 1)
     found = {o.run.name: o.score for o in read(tmp_path) if o.score is not None}
@@ -55,7 +57,7 @@ def test_table_and_chart_have_each_players_mean_and_interval(
     assert line.low is not None
     assert line.low[0] == pytest.approx(0.7 - half)
 
-    row, *others = robustness.side_by_side(ENV, found).rows
+    row, *others = robustness.side_by_side(ENV, "chosen", found).rows
     assert row[0] == "reinforce"
     assert row[1].startswith("0.700 [")
     assert row[2] == row[3] == "–"  # one run was cut, others are missing
@@ -68,4 +70,6 @@ def test_table_and_chart_have_each_players_mean_and_interval(
     )
     robustness.main()
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert row[4] in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert row[4] in printed
+    assert "(0.200, 0.250, 0.450)" in printed, "what it ended with"
