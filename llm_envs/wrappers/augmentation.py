@@ -103,9 +103,35 @@ _ASKED: Final = r"(?:^|(?<=[.!?;] ))"  # where a sentence begins
 _END: Final = r"(?=\n|$)"  # where the question ends; what can be answered may be listed below it
 
 REWORDINGS: Final = tuple(
-    (re.compile(pattern), others)
+    (re.compile(pattern, re.MULTILINE), others)
     for pattern, others in (
         (r"^What is ", ("What's ",)),
+        (r"^What's ", ("What is ",)),
+        (r"^What kind of ", ("What sort of ",)),
+        (r"^What would ", ("What might ",)),
+        (r"^(Of|To) which group ", (r"\1 what group ",)),
+        (r"^Of what is (.+) a kind\?" + _END, (r"What is \1 a kind of?",)),
+        (
+            r"^As what kind of thing does (.+) count\?" + _END,
+            (r"What kind of thing does \1 count as?",),
+        ),
+        (
+            r"^By what other name does (.+) go\?" + _END,
+            (r"What other name does \1 go by?", r"By which other name does \1 go?"),
+        ),
+        (r"^To what does (.+) belong as a part\?" + _END, (r"What does \1 belong to as a part?",)),
+        (r"^In what do (.+) end\?" + _END, (r"What do \1 end in?",)),
+        (r"^It is a member of which group\?" + _END, ("It is a member of what group?",)),
+        (r"^Now the same for ", ("And the same for ",)),
+        (r"^With which currency ", ("With what currency ",)),
+        (r"^To call (.+), what must one dial\?" + _END, (r"What must one dial to call \1?",)),
+        (r"^How is it defined\?" + _END, ("What is its definition?",)),
+        (r"^Give an example of ", ("Please give an example of ",)),
+        (r"^How do I ", ("How can I ", "How would I ")),
+        (r"^How can I ", ("How do I ", "How could I ")),
+        (r"^Where can I ", ("Where could I ",)),
+        (r"^Can I ", ("Could I ", "Is it possible for me to ")),
+        (r"^Why (?!not\b)", ("For what reason ",)),
         (r"^Which (?!of\b)", ("What ",)),
         (r"^In which ", ("In what ",)),
         (r"^What about ", ("How about ",)),
@@ -144,17 +170,21 @@ OPENINGS: Final = (
 def paraphrases(question: str) -> tuple[str, ...]:
     """Return a question or an instruction in every other wording that the rules know.
 
-    Each is the question as one of `REWORDINGS` puts it or as it was, by itself or after one of
-    `OPENINGS`. A rule exchanges the words of its pattern and no others.
+    Each is the question as one of `REWORDINGS` puts it, by itself or after one of `OPENINGS`; a
+    question that no rule knows stands as it was after an opening. A rule exchanges or moves the
+    words of its pattern and no others.
 
     Source: Ribeiro, Singh and Guestrin (2018), "Semantically Equivalent Adversarial Rules for
     Debugging NLP Models" (rules of that kind, there found by machine and judged by people).
     """
-    wordings = [question]
-    for pattern, others in REWORDINGS:
-        wordings += [pattern.sub(other, question) for other in others if pattern.search(question)]
-    opened = [f"{opening} {wording}" for wording in wordings for opening in OPENINGS]
-    return tuple(dict.fromkeys(text for text in (*wordings, *opened) if text != question))
+    wordings = [
+        pattern.sub(other, question, count=1)
+        for pattern, others in REWORDINGS
+        if pattern.search(question)
+        for other in others
+    ]
+    opened = (f"{opening} {said}" for said in wordings or [question] for opening in OPENINGS)
+    return tuple(dict.fromkeys((*wordings, *opened)))
 
 
 # --- distractors ---------------------------------------------------------------------------------

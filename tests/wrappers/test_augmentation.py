@@ -28,6 +28,7 @@ from llm_envs.core.env import TextEnv
 from llm_envs.core.task import say
 from llm_envs.core.vector import TextVectorEnv, step_infos
 from llm_envs.datasets.dialogues import load_dialogues
+from llm_envs.datasets.faqs import load_faqs
 from llm_envs.datasets.records import Dialogue, Turn
 from llm_envs.scoring.qa import contains_answer
 from llm_envs.tasks.dialogue_qa import DialogueQA
@@ -112,8 +113,9 @@ def text_of(observation: Any) -> str:
 
 
 def questions(split: str) -> set[str]:
-    """What is asked in a split of the embedded dialogues, and in the battles of it."""
+    """What is asked in a split of the embedded dialogues and FAQs, and in the battles of it."""
     asked = {t.question for r in load_dialogues(split=split).records for t in r.turns}
+    asked |= {faq.question for faq in load_faqs(split=split).records}
     return asked | {style.asks for style in STYLES[split]}
 
 
@@ -147,7 +149,8 @@ def test_typos_can_be_undone_and_touch_listed_words_only() -> None:
         for question in questions(split):
             wrong = misspelt(question, 1.0, rng)
             assert corrected(wrong) == question
-            for before, after in zip(question.split(), wrong.split(), strict=True):
+            parts = (re.split(r"[\s/]+", text) for text in (question, wrong))
+            for before, after in zip(*parts, strict=True):
                 assert before == after or before.strip(".,?!") in WORDS
             changed += wrong != question
     assert changed > 1000
@@ -198,7 +201,9 @@ def test_a_paraphrase_keeps_every_word_but_those_of_its_rule(split: str) -> None
         found = paraphrases(question)
         assert len(found) == len(set(found)) >= len(OPENINGS)
         assert question not in found
-        assert {f"{opening} {question}" for opening in OPENINGS} <= set(found)
+        reworded = {text for text in found if unopened(text) == text}
+        for wording in reworded or {question}:
+            assert {f"{opening} {wording}" for opening in OPENINGS} <= set(found)
         for other in map(unopened, found):
             kept = [
                 [w for w in re.findall(r"\w+|\?", t) if w not in of_rules]
@@ -229,6 +234,20 @@ def test_no_wording_of_one_split_becomes_that_of_another() -> None:
         ("Please name its capital.", "Please tell me its capital."),
         ("Name a part of it.", "Please name a part of it."),
         (INSTRUCTION, "Sum this up in one line."),
+        ("Of what is Samoa a kind?", "What is Samoa a kind of?"),
+        (
+            "As what kind of thing does a sermon count?",
+            "What kind of thing does a sermon count as?",
+        ),
+        ("By what other name does it go?", "What other name does it go by?"),
+        ("To what does a jag belong as a part?", "What does a jag belong to as a part?"),
+        ("In what do its web sites end?", "What do its web sites end in?"),
+        ("To call there, what must one dial?", "What must one dial to call there?"),
+        ("To which group does it belong?", "To what group does it belong?"),
+        ("What would alarm mean?", "What might alarm mean?"),
+        ("How do I sort a hash?", "How can I sort a hash?"),
+        ("Questions on Perl.\nHow can I sort?", "Questions on Perl.\nHow do I sort?"),
+        ("Why can't I sort?", "For what reason can't I sort?"),
         (OPENING, "Which film would you recommend to me?"),
         ("What next?", "And what next?"),
         ("You lose 2. What do you do?", "You lose 2. What are you going to do?"),
@@ -249,6 +268,15 @@ def test_every_rule_is_used_and_every_task_is_reworded() -> None:
     for question in (*said, *(s.asks for split in SPLITS for s in STYLES[split][:1])):
         assert any(unopened(p) != question for p in paraphrases(question)), question
     assert not any(p.startswith("What of") for p in paraphrases("Which of them?"))
+    assert unopened(paraphrases("Why not sort?")[0]) == "Why not sort?"
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_most_questions_of_writing_tasks_are_reworded(split: str) -> None:
+    """And the others only stand after another sentence."""
+    faqs = {faq.question for faq in load_faqs(split=split).records}
+    for asked in (questions(split) - faqs, faqs):
+        assert np.mean([unopened(paraphrases(q)[0]) != q for q in asked]) > 0.5
 
 
 # --- distractors ---------------------------------------------------------------------------------
