@@ -120,6 +120,7 @@ def evaluate(
     episodes: int | None = None,
     env_kwargs: dict[str, Any] | None = None,
     batch: int = 128,
+    wrap: Callable[[Any], Any] | None = None,
 ) -> Evaluation:
     """Play every example of a split, or ``episodes`` evenly spaced ones.
 
@@ -137,6 +138,7 @@ def evaluate(
         episodes: How many; ``None`` for all. The first time of each example comes first.
         env_kwargs: Further arguments of the environment; a split among them does not count.
         batch: Episodes played side by side.
+        wrap: Puts a vector environment into wrappers that no argument makes.
 
     Raises:
         ValueError: ``episodes`` or ``batch`` is less than 1.
@@ -156,7 +158,8 @@ def evaluate(
     for start in range(0, len(wanted), batch):
         numbers = [int(i) for i in wanted[start : start + batch]]
         chosen = [i % total for i in numbers]
-        envs = gym.make_vec(env_id, num_envs=len(chosen), **arguments)
+        envs: Any = gym.make_vec(env_id, num_envs=len(chosen), **arguments)
+        envs = wrap(envs) if wrap else envs
         player = begin()
         seeds = [int(np.random.SeedSequence((20_160_515, i)).generate_state(1)[0]) for i in numbers]
         steps = play(player, envs, seeds=seeds, options={"example": chosen}, look=True)
