@@ -513,7 +513,7 @@ class AugmentedText(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         >>> info["clean_text"]
         'User: Which film should I watch?\nAssistant:'
         >>> observation["prompt"]
-        'User: One thing, pleaes. Whcih film should I watch?\nAssistant:'
+        'User: Here is what I woudl liek from yuo. Whta film should I watch?\nAssistant:'
     """
 
     def __init__(self, env: gym.Env[Any, Any], **augmentations: Any) -> None:

@@ -37,6 +37,7 @@ from installed import playable_ids
 from llm_envs.core.task import Outcome, WritingTask
 from llm_envs.datasets.splits import SPLITS
 from llm_envs.scoring.qa import token_f1
+from llm_envs.tasks import battle_rules
 from llm_envs.tasks.recommendation_clicks import SIMULATED
 from llm_envs.tasks.simulated_users import optimal_score
 
@@ -130,7 +131,17 @@ def test_the_optimum_is_the_oracle_where_clicks_are_on_record(
 ) -> None:
     found = measured["RecommendationClicks-v0"]
     np.testing.assert_array_equal(found["optimum"].scores, found["oracle"].scores)
-    assert all("optimum" not in measured[i] for i in measured if i != "RecommendationClicks-v0")
+    told = {"RecommendationClicks-v0", "TextBattle-v0"}
+    assert {i for i in measured if "optimum" in measured[i]} == told & set(measured)
+
+
+def test_the_optimum_of_battles_is_exact(measured: dict[str, dict[str, Evaluation]]) -> None:
+    found = measured["TextBattle-v0"]["optimum"]
+    foes = {foe.name: foe for foe in battle_rules.FOES}
+    rules = battle_rules.DEFAULT_RULES
+    exact = [battle_rules.optimal_score(rules, foes[i.split("/")[0]]) for i in found.ids]
+    np.testing.assert_allclose(found.scores, exact, atol=1e-12)
+    assert (found.scores >= measured["TextBattle-v0"]["oracle"].scores - 1e-12).all()
 
 
 def test_seeds_of_the_random_player_differ() -> None:
