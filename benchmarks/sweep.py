@@ -438,7 +438,9 @@ def _keep_list(suite: suites.Suite, runs: Sequence[Run], out: Path) -> None:
                 time.sleep(0.1)
         earlier = read_suite(out)
         known = {run.name: run for run in (*(earlier.runs if earlier else ()), *runs)}
-        listed = Listed(suite.name, suite.about, tuple(known.values()))
+        # In the order of the suite, whatever part of it was begun first: reports have it, too.
+        first = {run.name: known[run.name] for run in suite.runs if run.name in known}
+        listed = Listed(suite.name, suite.about, tuple({**first, **known}.values()))
         write_json(out / "sweep.json", asdict(listed))
 
 

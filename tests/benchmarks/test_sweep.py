@@ -21,7 +21,17 @@ from agents.runs import read_metrics
 from benchmarks import suites
 from benchmarks.experiment import Run, Status, finished, log_file
 from benchmarks.suites import Suite, grid
-from benchmarks.sweep import Options, Overview, chosen, locally, main, on_ray, read_suite, sweep
+from benchmarks.sweep import (
+    Options,
+    Overview,
+    _keep_list,
+    chosen,
+    locally,
+    main,
+    on_ray,
+    read_suite,
+    sweep,
+)
 from fake_runs import write_run
 
 ENVS = {"DialogueQA-v0": 32}
@@ -348,3 +358,15 @@ def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(ImportError, match=r"llm-envs\[ray\]"):
         sweep(suite, Options(out=tmp_path / "out", launcher="ray"), quietly())
     assert not (tmp_path / "out").exists()
+
+
+def test_what_was_to_be_run_is_listed_in_the_order_of_the_suite(tmp_path: Path) -> None:
+    runs = grid({"DialogueQA-v0": 8}, ("ppo", "grpo", "rloo"), (1,))
+    other = Suite("other", "", grid({"DialogueQA-v0": 8}, ("random",), (1,)))
+    suite = Suite("mine", "", runs)
+    _keep_list(other, other.runs, tmp_path)
+    _keep_list(suite, runs[2:], tmp_path)
+    _keep_list(suite, runs[:2], tmp_path)
+    listed = read_suite(tmp_path)
+    assert listed is not None
+    assert listed.runs == (*runs, *other.runs)
