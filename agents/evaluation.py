@@ -178,16 +178,17 @@ def evaluate(
                     f"{step.info['score']} at turn {step.turn}. Look at what the environment "
                     "scores."
                 )
-    planned = [task.planned_turns(examples[i]) or 0 if s[-1].truncated else 0 for i, s in played]
-    parts = [_parts(steps, n) for (_, steps), n in zip(played, planned, strict=True)]
+    counted = [
+        (steps, task.planned_turns(examples[i]) or 0 if steps[-1].truncated else 0)
+        for i, steps in played
+    ]
+    parts = [_parts(steps, planned) for steps, planned in counted]
     names = dict.fromkeys(name for found in parts for name in found)
     return Evaluation(
         split=str(split),
         ids=tuple(examples[i].id for i, _ in played),
         units=tuple(examples[i].unit for i, _ in played),
-        scores=np.array(
-            [_mean_of(steps, "score", n) for (_, steps), n in zip(played, planned, strict=True)]
-        ),
+        scores=np.array([_mean_of(steps, "score", planned) for steps, planned in counted]),
         parts={name: np.array([found.get(name, 0.0) for found in parts]) for name in names},
         transcripts=tuple(_shown(s, str(split)) for _, steps in played for s in steps),
     )

@@ -297,6 +297,11 @@ tokens on average, 157 at most, are read in 0.55 of the time.
 """
 
 
+def pass_tokens(device: torch.device) -> int:
+    """Return how many tokens of prompts are enough for a pass on a device."""
+    return PASS_TOKENS.get(device.type, PASS_TOKENS["cuda"])
+
+
 def passes_by_length(lengths: Sequence[int], enough: int) -> list[list[int]]:
     """Split prompts into passes, each of prompts of like length.
 
@@ -596,8 +601,7 @@ class Sampler:
 
     def _read_prompts(self, new: Sequence[Sequence[int]]) -> tuple[KeyValues, Tensor]:
         """Read conversations from their beginning."""
-        enough = PASS_TOKENS.get(self.device.type, PASS_TOKENS["cuda"])
-        passes = passes_by_length([len(ids) for ids in new], enough)
+        passes = passes_by_length([len(ids) for ids in new], pass_tokens(self.device))
         if len(passes) == 1:
             held = KeyValues(len(new), self.device)
             return held, self._read_padded(held, new)

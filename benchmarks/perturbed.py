@@ -140,16 +140,12 @@ def main() -> None:
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
     torch.set_num_threads(a.threads)
-    todo = [(name, condition) for name in known for condition in CONDITIONS]
-    found: dict[str, dict[str, Evaluation]] = {name: {} for name in known}
-    loaded: dict[str, CausalLMPolicy] = {}
     console = Console(stderr=True)
-    for name, condition in track(todo, "Asking", console=console, transient=True):
-        if name not in loaded:
-            folder, length = known[name]
-            policy = CausalLMPolicy.from_pretrained(str(folder), sampling=SamplingConfig(length))
-            loaded = {name: policy}
-        found[name][condition] = answers(loaded[name], condition, a)
+    found: dict[str, dict[str, Evaluation]] = {}
+    for name, (folder, length) in known.items():
+        policy = CausalLMPolicy.from_pretrained(str(folder), sampling=SamplingConfig(length))
+        conditions = track(CONDITIONS, f"Asking {name}", console=console, transient=True)
+        found[name] = {condition: answers(policy, condition, a) for condition in conditions}
     rows = [(name, *cells(each)) for name, each in found.items()]
     learned = [each for name, each in found.items() if not name.startswith("(")]
     if len(learned) > 1:

@@ -32,7 +32,7 @@ from agents.policies.models import (
     split_model,
 )
 from agents.policies.prefix_tree import reads_trees
-from agents.sampling import PASS_TOKENS, at_least_float32, passes_by_length
+from agents.sampling import at_least_float32, pass_tokens, passes_by_length
 
 
 def longest_rows(rows: Sequence[list[int]]) -> tuple[list[int], list[int]]:
@@ -127,8 +127,7 @@ class RolloutReader:
         hidden, logits = self._pass(rows, known, torch.ones_like(known))
         rest = lengths - known - 1
         longer = rest.nonzero()[:, 0]
-        enough = PASS_TOKENS.get(tokens.device.type, PASS_TOKENS["cuda"])
-        for members in passes_by_length(rest[longer].tolist(), enough):
+        for members in passes_by_length(rest[longer].tolist(), pass_tokens(tokens.device)):
             of = longer[sorted(members)]
             hidden[of], logits[of] = self._pass(of, known[of] + 1, rest[of])
         self.lengths = lengths
