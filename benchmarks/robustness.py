@@ -1,7 +1,8 @@
 """What wrong and late feedback costs each agent: ``python -m benchmarks.robustness``.
 
-It reads what ``python -m benchmarks.sweep --suite robustness`` left, prints a table for each
-environment and draws how the clean test score falls with the share of wrong feedback.
+It reads what ``python -m benchmarks.sweep --suite robustness`` left, prints for each environment
+what players score and by how much that differs from learning from clean feedback, and draws how the
+clean test score falls with the share of wrong feedback.
 
 The checkpoint of that score was chosen by clean validation, which a user with wrong feedback alone
 does not have: it hides how far an agent fell later, and may choose the policy that training began
@@ -13,9 +14,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+import numpy as np
 import tyro
 from rich.console import Console
+from scipy.stats import ttest_ind
 
 from benchmarks import statistics as st
 from benchmarks.figures import Chart, Series, save_png, styles
@@ -33,6 +37,11 @@ class Arguments:
     figure: Path | None = None
     """The picture, by default robustness.png among the runs."""
 
+
+TITLES: Final = dict(
+    zip(CONDITIONS, ("clean", "10 % wrong", "20 % wrong", "40 % wrong", "a turn late"), strict=True)
+)
+"""Condition -> what a column is called."""
 
 Scores = Mapping[str, float]
 """Name of a run -> a clean score of it."""
@@ -62,9 +71,45 @@ def side_by_side(env: str, what: str, found: Scores) -> Table:
         )
         for player in PLAYERS[env]
     )
-    header = ("agent", "clean", "10 % wrong", "20 % wrong", "40 % wrong", "a turn late")
+    header = ("agent", *TITLES.values())
     title = f"{env}, {what}: mean, [95 % t interval over seeds], (each seed)"
     return Table(title, header, tuple(rows))
+
+
+def difference(scores: list[float], others: list[float]) -> str:
+    """Return how much more scores are on average than others, with Welch's 95 % interval and p."""
+    if min(len(scores), len(others)) < 2:
+        return "–"
+    more = np.mean(scores) - np.mean(others)
+    if np.ptp(scores) == np.ptp(others) == 0:  # the policy that training began with, each time
+        return f"{more:+.3f}"
+    test = ttest_ind(scores, others, equal_var=False)
+    interval = test.confidence_interval()
+    return f"{more:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}], p {test.pvalue:.2g}"
+
+
+def differences(env: str, what: str, found: Scores) -> Table:
+    """Return what each condition costs each player, and what settings or more answers give back.
+
+    A player is compared to itself with clean feedback, and one that has help (returns, more
+    answers) to the same agent without it, under the same condition.
+    """
+    plain = {player.agent: player for player in PLAYERS[env] if player.name == player.agent}
+    rows = []
+    for player in PLAYERS[env]:
+        other = plain[player.agent]
+        cells = [
+            difference(
+                scores_of(env, player, condition, found),
+                scores_of(env, other, "clean" if player is other else condition, found),
+            )
+            if condition in player.conditions and (player is not other or condition != "clean")
+            else ""
+            for condition in CONDITIONS
+        ]
+        rows.append((f"{player.name} − {'clean' if player is other else other.name}", *cells))
+    title = f"{env}, {what}: difference of means, [95 % interval] and p of Welch's t test"
+    return Table(title, ("", *TITLES.values()), tuple(rows))
 
 
 def falling(env: str, found: Scores) -> Chart:
@@ -105,8 +150,13 @@ def main() -> None:
     save_png(charts, looks, a.figure or a.out / "robustness.png")
     print_ = Console().print
     for env in envs:
-        for what, scores in (("chosen policy, test split", found), ("last, validation", ends)):
-            table = side_by_side(env, what, scores)
+        chosen = "chosen policy, test split"
+        tables = (
+            side_by_side(env, chosen, found),
+            differences(env, chosen, found),
+            side_by_side(env, "last, validation", ends),
+        )
+        for table in tables:
             text = f"\n**{table.title}**\n\n{table.markdown()}"
             print_(text, markup=False, highlight=False, soft_wrap=True)
 

@@ -64,6 +64,15 @@ def test_table_and_chart_have_each_players_mean_and_interval(
     assert row[4].endswith("(0.400, 0.500, 0.900)")
     assert len(others) == len(PLAYERS[ENV]) - 1
 
+    row, *_ = robustness.differences(ENV, "chosen", found).rows
+    assert row[:4] == ("reinforce − clean", "", "–", "–")
+    # Welch (1947): variances of the means add up, degrees of freedom by Satterthwaite.
+    clean, wrong = 0.1**2 / 3, (0.1**2 + 0.3**2 + 0.2**2) / 2 / 3
+    deviation = (clean + wrong) ** 0.5
+    degrees = (clean + wrong) ** 2 / (clean**2 / 2 + wrong**2 / 2)
+    half, p = t.ppf(0.975, degrees) * deviation, 2 * t.sf(0.1 / deviation, degrees)
+    assert row[4] == f"-0.100 [{-0.1 - half:+.3f}, {-0.1 + half:+.3f}], p {p:.2g}"
+
     picture = tmp_path / "picture.png"
     monkeypatch.setattr(
         sys, "argv", ["robustness", "--out", str(tmp_path), "--figure", str(picture)]
@@ -73,3 +82,18 @@ def test_table_and_chart_have_each_players_mean_and_interval(
     printed = capsys.readouterr().out
     assert row[4] in printed
     assert "(0.200, 0.250, 0.450)" in printed, "what it ended with"
+
+
+def test_help_is_compared_to_none_under_the_same_condition() -> None:
+    found = {}
+    for player, condition, score in (
+        (REINFORCE, "clean", 0.7),
+        (REINFORCE, "delay1", 0.4),
+        (PLAYERS[ENV][5], "clean", 0.6),
+        (PLAYERS[ENV][5], "delay1", 0.6),
+    ):
+        for seed in (1, 2, 3):
+            found[run_of(ENV, player, condition, seed).name] = score
+    rows = {row[0]: row[1:] for row in robustness.differences(ENV, "chosen", found).rows}
+    assert rows["reinforce − clean"] == ("", "–", "–", "–", "-0.300")
+    assert rows["reinforce, returns − reinforce"] == ("-0.100", "", "", "", "+0.200")
