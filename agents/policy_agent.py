@@ -258,7 +258,12 @@ class PolicyAgent(Agent[PolicyConfigT]):
         return rollout.rows // self.config.group_size + len(rollout.rewards) * rollout.turns
 
     def accumulate(
-        self, rollout: Rollout, objective: Objective, sequences: Sequence[int] | None = None
+        self,
+        rollout: Rollout,
+        objective: Objective,
+        sequences: Sequence[int] | None = None,
+        *,
+        sampled: bool = True,
     ) -> dict[str, float]:
         """Add the gradient of a loss to the parameters', one micro-batch after the other.
 
@@ -269,6 +274,9 @@ class PolicyAgent(Agent[PolicyConfigT]):
             objective: The agent's own loss. Its shares have to add up to the whole, so it divides
                 by the number of answers in all ``sequences`` and not by its own.
             sequences: Indices of the sequences to use; all of them if left out.
+            sampled: The policy sampled the answers. If it was told them, what the penalty says of
+                its tokens is no reason to say others (:func:`objectives.kl_loss`), and there is no
+                ``train/sampler_gap``.
 
         Returns:
             ``train/loss``, ``train/entropy``, ``train/kl`` and the objective's own, of all
@@ -301,10 +309,12 @@ class PolicyAgent(Agent[PolicyConfigT]):
             entropy = scores.entropies.sum() / tokens
             loss = loss - c.entropy_coef * entropy
             if scores.kls is not None:
-                kl = objectives.kl_loss(scores.kls, scores.log_probs, batch.answer_of_token)
+                kl = scores.kls.sum()
+                if sampled:
+                    kl = objectives.kl_loss(scores.kls, scores.log_probs, batch.answer_of_token)
                 loss = loss + self.kl_coef * kl / tokens
                 shares = {**shares, "kl": kl / tokens}
-            if self.policy.passes.bfloat16:
+            if sampled and self.policy.passes.bfloat16:
                 gap = (scores.log_probs.detach() - batch.old_log_probs).abs().sum() / tokens
                 shares = {**shares, "sampler_gap": gap}
             if self.shards is None:

@@ -46,8 +46,7 @@ class Supervised(PolicyAgent[SupervisedConfig]):
             log_probs = batch.scores.log_probs
             return objectives.reinforce_loss(log_probs, torch.ones_like(log_probs), answers), {}
 
-        metrics = self.accumulate(rollout, objective)
-        metrics.pop("train/sampler_gap", None)  # nothing was sampled
+        metrics = self.accumulate(rollout, objective, sampled=False)
         metrics["train/grad_norm"] = self.step_optimizer(metrics["train/loss"])
         self.adapt_kl(metrics, answers)
         return metrics

@@ -170,6 +170,36 @@ def test_what_cannot_be_imitated_is_refused() -> None:
         make(kl_coef=0.1, kl_in="reward")
 
 
+def test_its_divergence_is_that_of_tokens_after_what_it_was_told() -> None:
+    """Told tokens are no choice of the policy's: what diverges after them does not make them bad."""
+    beta, letters = 0.4, ("aab", "b")
+    settings = {"max_new_tokens": 3, "env_kwargs": {"letters": letters}, "prompts": 6}
+    agent = make(kl_coef=beta, **settings)
+    agent.reference.model.double()
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for p in agent.policy.model.parameters():
+            p += 0.2 * torch.randn_like(p)
+    rollout, metrics, found = taught(agent)
+    loss, divergence = torch.zeros((2,), dtype=torch.float64)
+    tokens = 0
+    for s in rollout.sequences:
+        ids, own = by_hand({len(w): w for w in letters}[len(s.states)], 3)
+        places = torch.tensor(own)[1:].nonzero()[:, 0]
+        with eval_mode(agent.policy.model), eval_mode(agent.reference.model):
+            log_p, log_q = (
+                p.model(input_ids=torch.tensor([ids])).logits[0, places].log_softmax(-1)
+                for p in (agent.policy, agent.reference)
+            )
+        loss = loss - log_p[torch.arange(len(places)), torch.tensor(ids)[1 + places]].sum()
+        divergence = divergence + (log_p.exp() * (log_p - log_q.detach())).sum()
+        tokens += len(places)
+    assert divergence / tokens > 0.05
+    (loss / len(rollout.rewards) + beta * divergence / tokens).backward()
+    assert relative(found, gradient(agent)) < 1e-6
+    assert metrics["train/kl"] == pytest.approx(divergence.item() / tokens, rel=1e-6)
+
+
 def test_the_weight_of_its_divergence_is_adapted() -> None:
     agent = make(kl_coef=0.3, kl_target=0.1, kl_horizon=100, learning_rate=0.01)
     agent.reference.model.double()
