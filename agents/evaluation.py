@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -122,11 +123,11 @@ def evaluate(
     batch: int = 128,
     wrap: Callable[[Any], Any] | None = None,
 ) -> Evaluation:
-    """Play every example of a split, or ``episodes`` evenly spaced ones.
+    """Play a split, or ``episodes`` evenly spaced ones of it.
 
-    Each is played as often as its task says (``episodes_per_example``). Chance within an episode
-    comes from a seed of its own that depends on the example and the count alone: every policy
-    meets the same episodes.
+    Each example is played as often as its task says (``episodes_per_example``). Chance within an
+    episode comes from a seed of its own that depends on the example and the count alone: every
+    policy meets the same episodes.
 
     An episode scores the mean of its scored steps. One that is truncated, by a budget, scores 0 in
     those that it did not come to, or who ends early what goes badly would gain.
@@ -135,7 +136,7 @@ def evaluate(
         begin: Returns a new player for each batch.
         env_id: Id of the environment.
         split: The split; there is no default, for nobody should test by accident.
-        episodes: How many; ``None`` for all. The first time of each example comes first.
+        episodes: How many; ``None`` for all (:func:`episode_numbers`).
         env_kwargs: Further arguments of the environment; a split among them does not count.
         batch: Episodes played side by side.
         wrap: Puts a vector environment into wrappers that no argument makes.
@@ -147,51 +148,71 @@ def evaluate(
     if batch < 1 or (episodes is not None and episodes < 1):
         raise ValueError(f"episodes is {episodes} and batch is {batch}; give 1 or more.")
     arguments = {**(env_kwargs or {}), "split": split}
-    probe = gym.make_vec(env_id, num_envs=1, **arguments)
-    task = probe.unwrapped.task  # type: ignore[attr-defined]
-    total = len(task.examples)
-    wanted = np.arange(total * task.episodes_per_example)  # i is the example i % total
-    if episodes is not None and episodes < len(wanted):
-        last = (total if episodes <= total else len(wanted)) - 1
-        wanted = np.linspace(0, last, episodes).astype(int)
-    played: list[tuple[int, list[Step]]] = []
-    for start in range(0, len(wanted), batch):
-        numbers = [int(i) for i in wanted[start : start + batch]]
-        chosen = [i % total for i in numbers]
-        envs: Any = gym.make_vec(env_id, num_envs=len(chosen), **arguments)
-        envs = wrap(envs) if wrap else envs
-        player = begin()
-        seeds = [int(np.random.SeedSequence((20_160_515, i)).generate_state(1)[0]) for i in numbers]
-        steps = play(player, envs, seeds=seeds, options={"example": chosen}, look=True)
-        probabilities = getattr(player, "chosen_from", {})
-        for row, index in enumerate(chosen):
-            mine = [s for s in steps if s.row == row]
-            played.append((index, [_with_expected(s, probabilities) for s in mine]))
-        envs.close()
+    with closing(gym.make_vec(env_id, num_envs=1, **arguments)) as probe:
+        task = probe.unwrapped.task  # type: ignore[attr-defined]
     examples = task.examples
-    probe.close()
-    for index, steps in played:
-        for step in steps:
-            if not math.isfinite(step.info.get("score", 0.0)):
-                raise FloatingPointError(
-                    f"The score of example {examples[index].id!r} of the {split} split is "
-                    f"{step.info['score']} at turn {step.turn}. Look at what the environment "
-                    "scores."
-                )
-    counted = [
-        (steps, task.planned_turns(examples[i]) or 0 if steps[-1].truncated else 0)
-        for i, steps in played
+    numbers = episode_numbers(len(examples), task.episodes_per_example, episodes)
+    played: list[list[Step]] = []
+    for start in range(0, len(numbers), batch):
+        some = numbers[start : start + batch]
+        envs = gym.make_vec(env_id, num_envs=len(some), **arguments)
+        with closing(wrap(envs) if wrap else envs) as wrapped:
+            played += _played(begin(), wrapped, some, len(examples))
+    chosen = [examples[i % len(examples)] for i in numbers]
+    for example, steps in zip(chosen, played, strict=True):
+        _refuse_what_is_no_number(steps, f"{example.id!r} of the {split} split")
+    planned = [
+        task.planned_turns(example) or 0 if steps[-1].truncated else 0
+        for example, steps in zip(chosen, played, strict=True)
     ]
-    parts = [_parts(steps, planned) for steps, planned in counted]
+    scores = [_mean_of(steps, "score", n) for steps, n in zip(played, planned, strict=True)]
+    parts = [_parts(steps, n) for steps, n in zip(played, planned, strict=True)]
     names = dict.fromkeys(name for found in parts for name in found)
     return Evaluation(
         split=str(split),
-        ids=tuple(examples[i].id for i, _ in played),
-        units=tuple(examples[i].unit for i, _ in played),
-        scores=np.array([_mean_of(steps, "score", planned) for steps, planned in counted]),
+        ids=tuple(example.id for example in chosen),
+        units=tuple(example.unit for example in chosen),
+        scores=np.array(scores),
         parts={name: np.array([found.get(name, 0.0) for found in parts]) for name in names},
-        transcripts=tuple(_shown(s, str(split)) for _, steps in played for s in steps),
+        transcripts=tuple(_shown(s, str(split)) for steps in played for s in steps),
     )
+
+
+def episode_numbers(examples: int, times: int, episodes: int | None = None) -> list[int]:
+    """Return which episodes are played: i is a time of the example i % examples.
+
+    Args:
+        examples: Number of examples.
+        times: How often each is played.
+        episodes: How many episodes; ``None`` for all. Each example is played as often as fits, and
+            those that are played once more are evenly spaced.
+    """
+    if episodes is None or episodes >= examples * times:
+        return list(range(examples * times))
+    whole, rest = divmod(episodes, examples)
+    more = np.linspace(0, examples - 1, rest).astype(int)
+    return [*range(whole * examples), *(int(whole * examples + i) for i in more)]
+
+
+def _played(player: Player, envs: Any, numbers: Sequence[int], examples: int) -> list[list[Step]]:
+    """Play the numbered episodes side by side; return the steps of each."""
+    seeds = [int(np.random.SeedSequence((20_160_515, i)).generate_state(1)[0]) for i in numbers]
+    options = {"example": [i % examples for i in numbers]}
+    steps = play(player, envs, seeds=seeds, options=options, look=True)
+    probabilities = getattr(player, "chosen_from", {})
+    episodes: list[list[Step]] = [[] for _ in numbers]
+    for step in steps:
+        episodes[step.row].append(_with_expected(step, probabilities))
+    return episodes
+
+
+def _refuse_what_is_no_number(steps: Sequence[Step], example: str) -> None:
+    for step in steps:
+        if not math.isfinite(step.info.get("score", 0.0)):
+            raise FloatingPointError(
+                f"The score of example {example} is {step.info['score']} at turn {step.turn}. "
+                "Look at what the environment scores."
+            )
 
 
 def _mean(values: Iterable[float], count: int = 0) -> float:

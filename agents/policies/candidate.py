@@ -203,8 +203,8 @@ class CandidatePolicy:
                 too.
             device: ``"auto"`` or a torch device.
             dtype: Name of a torch dtype.
-            relative: Whether the model as it is now becomes the base, if the folder has none and
-                there is no scalar head.
+            relative: Whether the model as it is now becomes the base, if the folder does not tell
+                how candidates are scored.
             lora: A new adapter to put on the model.
             merge: What becomes of an adapter in the folder; see :func:`load_model`.
             head: ``"scalar"`` for a scalar head on a causal model; an encoder has one anyway.
@@ -228,10 +228,10 @@ class CandidatePolicy:
                 arguments["base"] = AdapterOff(model)
             else:
                 arguments["base"], _ = load_model(folder / "base", device, dtype)
+        elif (folder / REPLY_FILE).exists():
+            arguments.setdefault("reply", json.loads((folder / REPLY_FILE).read_text()))
         elif relative:
             arguments["base"] = AdapterOff(model) if has_adapter(model) else copy.deepcopy(model)
-        if (folder / REPLY_FILE).exists():
-            arguments.setdefault("reply", json.loads((folder / REPLY_FILE).read_text()))
         return cls(model, tokenizer, head=head, **arguments)
 
     @property
@@ -429,9 +429,13 @@ class CandidatePolicy:
         return row
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write model (safetensors) and tokenizer; ``from_pretrained`` reads them."""
+        """Write model (safetensors), tokenizer and how candidates are scored.
+
+        ``from_pretrained`` reads them: a folder ``base``, a scalar head, or ``reply.json``, which
+        holds null where there is no reply either.
+        """
         save_model(self.model, self.tokenizer, folder)
-        if self.reply_text:
+        if self.base is None and not self.scalar:
             (Path(folder) / REPLY_FILE).write_text(json.dumps(self.reply_text))
         if isinstance(self.base, AdapterOff):
             write_pointer(self.model, Path(folder) / "base", f"../{BASE_FOLDER}")

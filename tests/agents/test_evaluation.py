@@ -231,7 +231,8 @@ def test_examples_of_chance_are_played_several_times(
     few = evaluate(lambda: Scripted(double), doubling, split="test", episodes=4)
     assert len(set(few.ids)) == 4
     many = evaluate(lambda: Scripted(double), doubling, split="test", episodes=12)
-    assert len(many.ids) == 12
+    assert many.ids == (*once.ids, once.ids[0], once.ids[-1])
+    assert set(Counter(many.ids).values()) == {1, 2}, "nobody is left out for another's third time"
 
 
 def test_sessions_with_one_user_differ() -> None:

@@ -1041,7 +1041,9 @@ def test_p20_choices_follow_the_softmax(tokenizer: Any) -> None:
 def test_relative_to_itself_a_model_begins_uniform_and_its_base_stays(
     tmp_path: Path, tokenizer: Any
 ) -> None:
-    make_chooser("llama", tokenizer).save_pretrained(tmp_path / "model")
+    CausalLMPolicy(make_chooser("llama", tokenizer).model, tokenizer).save_pretrained(
+        tmp_path / "model"
+    )
     policy = CandidatePolicy.from_pretrained(tmp_path / "model", device="cpu", relative=True)
     question = policy.encode(PROMPT, CANDIDATES)
     assert policy.candidate_logits([question]).abs().max() < 1e-5
@@ -1056,6 +1058,18 @@ def test_relative_to_itself_a_model_begins_uniform_and_its_base_stays(
     policy.save_pretrained(tmp_path / "trained")
     again = CandidatePolicy.from_pretrained(tmp_path / "trained", device="cpu", relative=True)
     assert torch.equal(again.candidate_logits([question]), logits)
+
+
+@pytest.mark.parametrize("scoring", ["mean", "reply", "base"])
+def test_who_goes_on_with_a_chooser_goes_on_with_its_scoring(
+    scoring: str, tmp_path: Path, tokenizer: Any
+) -> None:
+    """``relative`` is for models that do not say how they score, as agents find them by name."""
+    policy = make_chooser("llama", tokenizer, scoring=scoring)
+    policy.save_pretrained(tmp_path)
+    again = CandidatePolicy.from_pretrained(tmp_path, device="cpu", relative=True)
+    question = [policy.encode(PROMPT, CANDIDATES)]
+    assert torch.equal(again.candidate_logits(question), policy.candidate_logits(question))
 
 
 def test_the_base_is_not_read_again_in_updates(tokenizer: Any) -> None:

@@ -171,7 +171,7 @@ def test_what_cannot_be_imitated_is_refused() -> None:
 
 
 def test_its_divergence_is_that_of_tokens_after_what_it_was_told() -> None:
-    """Told tokens are no choice of the policy's: what diverges after them does not make them bad."""
+    """Told tokens are no choice of the policy's: what diverges later does not make them bad."""
     beta, letters = 0.4, ("aab", "b")
     settings = {"max_new_tokens": 3, "env_kwargs": {"letters": letters}, "prompts": 6}
     agent = make(kl_coef=beta, **settings)
