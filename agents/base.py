@@ -88,6 +88,12 @@ class Agent(ABC, Generic[ConfigT]):
                 "can no longer be scored honestly. Leave it out: training uses 'train' (or 'all', "
                 "for data of your own)."
             )
+        if self.env_kwargs.get("split") == "all" and self.config.eval_every:
+            raise ValueError(
+                "The environment's split is 'all', so validation examples are trained on, and "
+                "scores on them would say nothing of new data. Leave the split out, or score "
+                "nothing: eval_every=0."
+            )
         self.seed = seed
         self.device = device
         if self.config.threads is not None:
@@ -214,6 +220,9 @@ class Agent(ABC, Generic[ConfigT]):
                 to it lies under ``failed`` in the folder; ``checkpoints/last`` is the last good
                 one.
         """
+        best = None if folder is None else folder / "checkpoints" / "best"
+        if best is not None and not self.world.of_main(has_checkpoint(best)):
+            self.best_score = None  # that of another folder would leave this one without
         stopping = self._stopping()
         while self.env_steps < total_steps and not stopping:
             if self.iteration == 0:
@@ -332,7 +341,22 @@ class Agent(ABC, Generic[ConfigT]):
     def evaluate(
         self, split: Split, *, episodes: int | None = None, deterministic: bool = True
     ) -> Evaluation:
-        """Play a split once; see :func:`agents.evaluation.evaluate`."""
+        """Play a split once; see :func:`agents.evaluation.evaluate`.
+
+        Args:
+            split: What is played.
+            episodes: How many episodes; all if left out.
+            deterministic: The agent at its best; or as in training, with chance from the generator
+                that training draws from too.
+
+        Raises:
+            ValueError: The agent trains on all splits, and this is one to be scored on.
+        """
+        if self.env_kwargs.get("split") == "all" and split in ("validation", "test"):
+            raise ValueError(
+                f"The environment's split is 'all', so the {split} split was trained on, and a "
+                "score on it would say nothing of new data."
+            )
         return evaluate(
             lambda: self.player(deterministic),
             self.env_id,

@@ -89,8 +89,7 @@ class Arguments:
     """Device: auto, cpu, cuda, mps."""
 
     def __post_init__(self) -> None:
-        given = ("episodes", "max_new_tokens", "threads")
-        at_least(self, 1, *(name for name in given if getattr(self, name) is not None))
+        at_least(self, 1, "episodes", "max_new_tokens", "threads")
         at_least(self, 0, "seed")
 
 

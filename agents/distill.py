@@ -46,9 +46,7 @@ class DistillConfig:
     """Most tokens in one forward pass."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "updates", "prompts", "group_size", "micro_batch_tokens")
-        if self.layers is not None:
-            at_least(self, 1, "layers")
+        at_least(self, 1, "updates", "prompts", "group_size", "micro_batch_tokens", "layers")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}; give more than 0.")
         if self.student is not None and self.layers is not None:

@@ -15,10 +15,16 @@ from torch import Tensor
 
 from agents import distributed, objectives
 from agents.base import Agent
-from agents.policies.candidate import CandidatePolicy
+from agents.policies.candidate import NO_ADAPTER_BENEATH_A_HEAD, CandidatePolicy
 from agents.policies.causal_lm import CausalLMPolicy
 from agents.policies.int8 import is_int8
-from agents.policies.lora import Lora, add_adapter, has_adapter, hold_frozen_in_bfloat16
+from agents.policies.lora import (
+    Lora,
+    adapter_rank,
+    add_adapter,
+    has_adapter,
+    hold_frozen_in_bfloat16,
+)
 from agents.policies.models import (
     Critic,
     Passes,
@@ -64,7 +70,8 @@ class PolicyAgent(Agent[PolicyConfigT]):
 
     Args:
         policy: ``"tiny"``, a hub id or a folder; or a policy made before, which from now on samples
-            as the agent's configuration and seed say.
+            as the agent's configuration and seed say. If it wears an adapter, that one is trained,
+            and the reference of a KL penalty is the model beneath.
         *args: See :class:`Agent`.
         **kwargs: See :class:`Agent`.
 
@@ -89,8 +96,7 @@ class PolicyAgent(Agent[PolicyConfigT]):
                 "The weights of this model are held in 8 bits, for use; they cannot be trained. "
                 "Train the model that it was made from."
             )
-        if self.lora is not None and not has_adapter(self.policy.model):
-            add_adapter(self.policy.model, self.lora)
+        self._wear_adapter()
         self._rule(self.policy)
         self.reference: Any = frozen_copy(self.policy) if self.config.kl_coef else None
         self.kl_coef = self.config.kl_coef
@@ -113,6 +119,21 @@ class PolicyAgent(Agent[PolicyConfigT]):
         if self.config.system is not None:
             given["system"] = self.config.system
         return CausalLMPolicy.from_pretrained(name, **given)
+
+    def _wear_adapter(self) -> None:
+        """Put the wanted adapter on the model, if it does not wear it already."""
+        model, rank = self.policy.model, self.config.lora_rank
+        if has_adapter(model):
+            if adapter_rank(model) != rank:
+                raise ValueError(
+                    f"lora_rank is {rank}, and the policy wears an adapter of rank "
+                    f"{adapter_rank(model)}. Give lora_rank={adapter_rank(model)} to train that "
+                    "one, or a policy that from_pretrained(folder) merged it into."
+                )
+        elif self.lora is not None:
+            if getattr(self.policy, "scalar", False):
+                raise ValueError(NO_ADAPTER_BENEATH_A_HEAD)
+            add_adapter(model, self.lora)
 
     def _rule(self, policy: Policy) -> None:
         """Have the policy play as this agent's configuration and seed say."""

@@ -83,8 +83,8 @@ class Arguments:
     """Device: auto, cpu, cuda, mps."""
 
     def __post_init__(self) -> None:
-        given = (name for name in ("steps", "threads") if getattr(self, name) is not None)
-        at_least(self, 1, "epochs", "batch_tokens", "micro_batch_tokens", "evaluations", *given)
+        at_least(self, 1, "epochs", "batch_tokens", "micro_batch_tokens", "evaluations")
+        at_least(self, 1, "steps", "threads")
         at_least(self, 2, "max_length")
         at_least(self, 0, "weight_decay", "lora_rank", "seed")
         for name in ("learning_rate", "max_grad_norm"):

@@ -1,4 +1,9 @@
-"""The report of a run: what it came to, before and after, on episodes that it was not tuned on."""
+"""The report of a run: what it came to, before and after, on episodes that it was not trained on.
+
+On the test split nothing was chosen. On the validation split the checkpoint is the best of several
+looks at (some of) the same episodes, so its score, gain and intervals are flattered; the result and
+what is shown say so.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +62,7 @@ def report(
         with _readable(f"The checkpoint {best}", cure):
             chosen = type(agent).load(best, device=agent.device)
     after = chosen.evaluate(split)
-    gain, low, high = after.gain_over(before)
+    gain, *bounds = after.gain_over(before)
     result = {
         "env": agent.env_id,
         "agent": agent.name,
@@ -65,9 +70,10 @@ def report(
         "seed": agent.seed,
         "env_steps": agent.env_steps,
         "chosen_at": chosen.env_steps,
+        "chosen_on": "validation" if validated else None,
         "before": before.summary(),
         "after": after.summary(),
-        "gain": {"score": gain, "ci95": [low, high]},
+        "gain": {"score": gain, "ci95": bounds},
     }
     runs.write_json(folder / "result.json", result)
     tracker.transcripts(
@@ -75,7 +81,15 @@ def report(
     )
     tracker.summary(result)
     _show_samples(before, after, console, samples)
-    table = Table(title=f"{agent.env_id}, {split} split, {len(after.ids)} episodes, greedy")
+    _show_scores(before, after, result, console)
+    _list_files(folder, console)
+
+
+def _show_scores(
+    before: Evaluation, after: Evaluation, result: dict[str, Any], console: Console
+) -> None:
+    split, validated = after.split, result["chosen_on"] is not None
+    table = Table(title=f"{result['env']}, {split} split, {len(after.ids)} episodes, greedy")
     for column in ("", "before", "after"):
         table.add_column(column)
     table.add_row("score [95 % interval]", _bounds(before), _bounds(after))
@@ -84,11 +98,20 @@ def report(
         label = labels.get(name, name)
         table.add_row(label, f"{before.part(name):.3f}", f"{after.part(name):.3f}")
     console.print(table)
+    gain, (low, high) = result["gain"]["score"], result["gain"]["ci95"]
     console.print(
         f"Paired gain: [bold]{gain:+.3f}[/] [{low:+.3f}, {high:+.3f}]; "
         f"{'validation chose' if validated else 'without validation it is'} the checkpoint at "
-        f"{chosen.env_steps:,} steps."
+        f"{result['chosen_at']:,} steps."
     )
+    if validated and split == "validation":
+        console.print(
+            "It was chosen by its score on episodes of this very split, which flatters these "
+            "figures; --report test scores others."
+        )
+
+
+def _list_files(folder: Path, console: Console) -> None:
     console.print(f"Written to {escape(str(folder))}:", soft_wrap=True)
     chosen_by = {"checkpoints/best": " (chosen by validation)"}
     for name in (

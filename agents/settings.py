@@ -7,6 +7,7 @@ imports neither torch nor transformers.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -29,15 +30,28 @@ dialogues and by two fifths on choices."""
 
 
 def at_least(config: Any, least: float, *names: str) -> None:
-    """Refuse settings below the least value that makes sense.
+    """Refuse settings below the least value that makes sense; one that is None is left to others.
 
     Raises:
         ValueError: One is.
     """
     for name in names:
-        if not getattr(config, name) >= least:
+        value = getattr(config, name)
+        if value is not None and not value >= least:
             bound = "it cannot be negative" if least == 0 else f"it has to be {least} or more"
-            raise ValueError(f"{name} is {getattr(config, name)}; {bound}.")
+            raise ValueError(f"{name} is {value}; {bound}.")
+
+
+def finite(config: Any) -> None:
+    """Refuse settings that are infinite or no number.
+
+    Raises:
+        ValueError: One is.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{field.name} is {value}; it has to be a finite number.")
 
 
 def one_of_its_choices(config: Any) -> None:
@@ -78,6 +92,7 @@ class AgentConfig:
         return 1
 
     def __post_init__(self) -> None:
+        finite(self)
         at_least(self, 1, "checkpoint_every")
         at_least(self, 0, "eval_every")
         for name, nothing in (("eval_episodes", "all of them"), ("threads", "torch's own choice")):
@@ -202,6 +217,14 @@ class ReinforceConfig(PolicyConfig):
                 f"The leave-one-out baseline compares answers to one prompt, but group_size is "
                 f"{self.group_size}. Use 2 or more, or another baseline."
             )
+        if self.baseline == "batch" and self.prompts * self.group_size < 2:
+            raise ValueError(
+                "The batch's mean as the baseline of a single episode leaves nothing of its reward "
+                "to learn from. Give prompts or group_size 2 or more, or another baseline."
+            )
+        if not 0 <= self.moving_decay < 1:
+            raise ValueError(f"moving_decay is {self.moving_decay}; it lies in [0, 1).")
+        at_least(self, 0, "value_coef")
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma is {self.gamma}; a discount lies in [0, 1].")
 
@@ -233,9 +256,7 @@ class ClippedConfig(PolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "minibatches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it has to be 1 or more.")
+        at_least(self, 1, "epochs", "minibatches")
         if not self.clip > 0 or (self.target_kl is not None and not self.target_kl > 0):
             raise ValueError(
                 f"clip is {self.clip} and target_kl {self.target_kl}; give more than 0."
@@ -259,6 +280,7 @@ class PPOConfig(ClippedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        at_least(self, 0, "value_coef", "value_clip")
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it lies in [0, 1].")
@@ -393,12 +415,8 @@ class SB3Config(AgentConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "hidden", tuple(self.hidden))  # it comes from JSON as a list
-        at_least(self, 1, "n_envs")
-        at_least(self, 0, "max_grad_norm")
-        if self.n_steps is not None:
-            at_least(self, 1, "n_steps")
-        if self.learning_rate is not None:
-            at_least(self, 0, "learning_rate")
+        at_least(self, 1, "n_envs", "n_steps")
+        at_least(self, 0, "max_grad_norm", "learning_rate")
         if self.gamma is not None and not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma is {self.gamma}; a discount lies in [0, 1].")
         if any(width < 1 for width in self.hidden):
@@ -430,6 +448,15 @@ class OnPolicyConfig(SB3Config):
             raise ValueError(f"gae_lambda is {self.gae_lambda}; it lies in [0, 1].")
 
 
+def _refuse_a_single_advantage(config: SB3Config, normalise: bool) -> None:
+    if normalise and config.n_steps == config.n_envs == 1:
+        raise ValueError(
+            "n_steps and n_envs are 1, and a single advantage has no standard deviation to be "
+            "scaled by. Give one of them 2 or more, or leave advantages as they are: "
+            "normalize_advantage=False."
+        )
+
+
 @dataclass(frozen=True)
 class SB3PPOConfig(OnPolicyConfig):
     """Settings of PPO. Where a default is None, it depends on the family of the task."""
@@ -453,8 +480,8 @@ class SB3PPOConfig(OnPolicyConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 1, "n_epochs")
-        if self.batch_size is not None:
-            at_least(self, 2, "batch_size")
+        at_least(self, 2, "batch_size")
+        _refuse_a_single_advantage(self, self.normalize_advantage)
         if not self.clip_range > 0:
             raise ValueError(f"clip_range is {self.clip_range}; give more than 0.")
 
@@ -467,6 +494,10 @@ class SB3A2CConfig(OnPolicyConfig):
     """Whether the advantages of a rollout are standardised."""
     use_rms_prop: bool = False
     """RMSProp, the optimizer of the original, in place of Adam."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _refuse_a_single_advantage(self, self.normalize_advantage)
 
     family_defaults = {  # noqa: RUF012
         "choosing": {"n_steps": 4, "learning_rate": 2e-3, "gamma": 0.0},

@@ -89,10 +89,8 @@ class Options:
     """Run nothing; print the runs and how far they are."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "threads")
+        at_least(self, 1, "threads", "workers")
         at_least(self, 0, "retries", "gpus_per_run")
-        if self.workers is not None:
-            at_least(self, 1, "workers")
         if "jsonl" not in self.track.split(","):
             raise ValueError(
                 f"--track is {self.track}, and the overview and the report read metrics.jsonl. "

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
@@ -49,6 +49,10 @@ from agents.sampling import at_least_float32, draw
 from agents.settings import MICRO_BATCH_TOKENS
 
 REPLY_FILE = "reply.json"
+NO_ADAPTER_BENEATH_A_HEAD: Final = (
+    "LoRA adapters go on causal language models, and this policy has a scalar head. Leave "
+    "lora_rank out: every weight is trained then."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,10 +219,7 @@ class CandidatePolicy:
         """
         if head == "scalar" or has_scalar_head(name) or names_encoder(name):
             if lora is not None:
-                raise ValueError(
-                    "LoRA adapters go on causal language models, and this policy has a scalar "
-                    "head. Leave lora_rank out: every weight is trained then."
-                )
+                raise ValueError(NO_ADAPTER_BENEATH_A_HEAD)
             model, tokenizer = load_scalar_model(name, device, dtype)
             return cls(model, tokenizer, **arguments)
         model, tokenizer = load_model(name, device, dtype, lora=lora, merge=merge)

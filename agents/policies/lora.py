@@ -70,6 +70,11 @@ def has_adapter(model: Any) -> bool:
     return bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
+def adapter_rank(model: Any) -> int:
+    """Return the rank of the adapter that a model holds."""
+    return int(model.peft_config[model.active_adapters()[0]].r)
+
+
 def add_adapter(model: Any, lora: Lora, *, name: str | Path | None = None) -> None:
     """Put a new adapter on all linear layers of a model, but its head; only that is trainable then.
 

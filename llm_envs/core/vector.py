@@ -22,8 +22,9 @@ from llm_envs.core.task import Episode, Task, make_task
 class TextVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     """``num_envs`` episodes side by side: all actions of a step are scored in one call.
 
-    It plays exactly the trajectories of ``num_envs`` single environments with the same seeds, and
-    lays out observations and infos exactly as ``gymnasium.vector.SyncVectorEnv`` does in
+    It plays exactly the trajectories of ``num_envs`` single environments with the same seeds
+    (where a model scores, to its rounding, which hangs on what is read side by side), and lays out
+    observations and infos exactly as ``gymnasium.vector.SyncVectorEnv`` does in
     same-step autoreset: the info of a row's last step stands under ``infos["final_info"]``
     (:func:`step_infos` reads both places).
 

@@ -5,7 +5,9 @@ that rewards do not depend on the device of the policy. Importing this module im
 
 A policy that is trained on one of them alone will game it: the words of a reference in any order
 are nearly as similar as the reference, and whatever is as surprising as people's sentences counts
-as natural. Mix them with a score that compares words.
+as natural. With the embedded model and 100 documents of Summarization's validation split, the one
+word "library" is as natural as 0.58, the summary of another document as 0.49 and the text's own
+first sentence as 0.32. Mix them with a score that compares words, and let that weigh most.
 """
 
 from __future__ import annotations

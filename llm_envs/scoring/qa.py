@@ -1,22 +1,28 @@
-"""How good an answer is: exact match and token F1, as SQuAD and CoQA count them, and strict.
+"""How good an answer is: exact match and token F1, as SQuAD counts them, and strict.
 
 Official part: an answer is lower-cased, loses ASCII punctuation and the articles a, an, the, and
 is split at whitespace; exact match compares what is left, F1 is the harmonic mean of precision
-and recall over its tokens, and the best of the accepted answers counts (Rajpurkar et al. 2016,
-"SQuAD: 100,000+ Questions for Machine Comprehension of Text", section 6.1; Reddy et al. 2019,
-"CoQA: A Conversational Question Answering Challenge", section 5.1).
+and recall over its tokens (Rajpurkar et al. 2016, "SQuAD: 100,000+ Questions for Machine
+Comprehension of Text", section 6.1; Reddy et al. 2019, "CoQA: A Conversational Question Answering
+Challenge", section 5.1).
 
-We are stricter than the official scripts in two places, because a policy is trained on these
+Of several accepted answers the best counts, as in SQuAD. CoQA's script instead leaves each of them
+out in turn and averages the bests, to compare with people: where there are several, as in CoQA's
+development set, its figure is lower than ours.
+
+We are stricter than the official scripts in three places, because a policy is trained on these
 numbers and finds every gap:
 
 - *Nothing* is never right. An answer of which normalisation leaves nothing ("", "the", "!!")
   scores 0, even if an accepted answer too normalises to nothing; officially such a pair scores 1.
 - *unknown* is a verdict, not a text. Against an accepted answer that normalises to "unknown", F1
   is exact match: "unknown unknown" and "it is unknown" score 0, so that a policy cannot hedge.
+- *yes and no* is neither. Against an accepted answer that is the one, an answer that also says the
+  other scores 0; officially "yes no" earns two thirds of either.
 
 And one place where whitespace tokens make no sense: each CJK character is a token and CJK
-punctuation is dropped (`llm_envs.scoring.text.split_cjk`). All other text scores exactly as it
-does officially.
+punctuation is dropped (`llm_envs.scoring.text.split_cjk`). Against one accepted answer all other
+text scores exactly as it does officially.
 """
 
 from __future__ import annotations
@@ -38,6 +44,7 @@ _ARTICLES: Final = frozenset({"a", "an", "the"})
 _ARTICLE: Final = re.compile(r"\b(?:a|an|the)\b")
 _PUNCTUATION: Final = re.compile(f"[{re.escape(string.punctuation)}]+")
 _NO_PUNCTUATION: Final = str.maketrans("", "", string.punctuation)
+_OPPOSITES: Final = {("yes",): "no", ("no",): "yes"}
 _ZERO: Final = (0.0, 0.0)
 # Policies repeat short answers all the time; a megabyte of babble is not worth remembering.
 _LONGEST_CACHED: Final = 256
@@ -63,6 +70,7 @@ class _Reference:
     tokens: tuple[str, ...]
     counts: tuple[tuple[str, int], ...]
     is_verdict: bool
+    opposite: str  # an answer that holds it too is none; "" where there is no such word
 
 
 def normalize_answer(text: str) -> str:
@@ -177,7 +185,7 @@ def _score(prediction: str, references: Sequence[str]) -> tuple[float, float]:
     count = tokens.count if len(tokens) <= 16 else Counter(tokens).__getitem__
     best = 0.0
     for reference in prepared:
-        if reference.is_verdict:
+        if reference.is_verdict or (reference.opposite and reference.opposite in tokens):
             continue
         same = 0
         for token, occurrences in reference.counts:
@@ -208,7 +216,12 @@ def _prepare(references: Sequence[str]) -> tuple[_Reference, ...]:
 def _prepare_tuple(references: tuple[str, ...]) -> tuple[_Reference, ...]:
     # Accepted answers that normalise alike are compared once.
     return tuple(
-        _Reference(tokens, tuple(Counter(tokens).items()), is_verdict=tokens == (UNKNOWN,))
+        _Reference(
+            tokens,
+            tuple(Counter(tokens).items()),
+            is_verdict=tokens == (UNKNOWN,),
+            opposite=_OPPOSITES.get(tokens, ""),
+        )
         for tokens in dict.fromkeys(map(_tokens, references))
     )
 

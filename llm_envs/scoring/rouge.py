@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TypeVar, cast
 
 from rapidfuzz.distance import LCSseq
@@ -30,6 +30,7 @@ from llm_envs.scoring.text import _HAN, _HANGUL, _KANA
 
 _Item = TypeVar("_Item")
 _TOKEN = re.compile(f"[a-z0-9]+|[{_HAN}{_KANA}{_HANGUL}]")
+_WORD = re.compile(_TOKEN.pattern, re.IGNORECASE)  # of text that is not in lower case yet
 _SHORTEST_STEMMED = 4  # rouge-score leaves words of up to three letters alone
 _LONGEST_CACHED = 32  # stems of longer "words" are computed anew, so that junk fills no memory
 
@@ -72,6 +73,20 @@ def tokenize(text: str, *, use_stemmer: bool = False) -> list[str]:
         return tokens
     stem = _porter_stem()
     return [stem(token) if len(token) >= _SHORTEST_STEMMED else token for token in tokens]
+
+
+def first_words(text: str, most: int) -> str:
+    """Return the beginning of a text that holds at most so many words, as ROUGE counts them.
+
+    A chain such as "a-b-c" is three words, whatever it is called: a limit that counts what stands
+    between spaces could be got round with hyphens.
+
+    Args:
+        text: Any text.
+        most: Most words that are left, 1 or more.
+    """
+    beyond = next(islice(_WORD.finditer(text), most, None), None)
+    return text if beyond is None else text[: beyond.start()]
 
 
 def rouge(prediction: str, references: Sequence[str], *, use_stemmer: bool = False) -> RougeScore:

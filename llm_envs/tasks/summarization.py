@@ -13,8 +13,7 @@ from llm_envs.datasets.documents import load_documents
 from llm_envs.datasets.records import Document
 from llm_envs.datasets.splits import Split, check_flag, did_you_mean
 from llm_envs.scoring import learned
-from llm_envs.scoring.rouge import rouge_batch
-from llm_envs.scoring.text import split_cjk
+from llm_envs.scoring.rouge import first_words, rouge_batch
 
 INSTRUCTION = "Summarize this in one line."
 
@@ -81,8 +80,8 @@ class Summarization(WritingTask[Document]):
     weighted mean of that and of parts that models give: ``similarity``, the cosine of the
     embeddings of summary and reference, and ``naturalness``, whether the summary is as surprising
     as the reference to a language model that sees the instruction without the text
-    (``llm_envs.scoring.learned`` has the formulas). It is mapped linearly from [0, 1] to
-    ``reward_range``.
+    (``llm_envs.scoring.learned`` has the formulas, and what can be had without a summary). It is
+    mapped linearly from [0, 1] to ``reward_range``.
 
     ## Episode End
     Terminates after the first step. Never truncates.
@@ -101,7 +100,8 @@ class Summarization(WritingTask[Document]):
       overruled.
     - ``skip_bad_records``: skip malformed records with a warning that counts them;
       ``env.unwrapped.task.skipped`` is how many.
-    - ``max_words``: the length limit, in words (64); a CJK character is a word.
+    - ``max_words``: the length limit, in words as ROUGE counts them (64): a hyphen parts two, and
+      a CJK character is one.
     - ``use_stemmer``: compare Porter stems (extra ``stemming``).
     - ``score_weights``: weights of the parts of the score, relative to one another, such as
       ``{"rouge": 0.8, "similarity": 0.1, "naturalness": 0.1}``; a part of weight 0 is told, and
@@ -175,8 +175,8 @@ class Summarization(WritingTask[Document]):
         self, answers: Sequence[str], references: Sequence[tuple[str, ...]]
     ) -> list[Outcome]:
         """Score by the mean of ROUGE-1, ROUGE-2 and ROUGE-L, and by what the weights name."""
-        most = self.max_words
-        limited = [" ".join(split_cjk(a).split(maxsplit=most)[:most]) for a in answers]
+        most = self.max_words  # also of words between spaces, for scripts that ROUGE does not see
+        limited = [first_words(" ".join(a.split(maxsplit=most)[:most]), most) for a in answers]
         rouges = rouge_batch(limited, references, use_stemmer=self.use_stemmer)
         values = {"rouge": [s.mean for s in rouges]}
         if "similarity" in self.models:

@@ -343,6 +343,10 @@ class TextWorld(Task[Quest]):
         messages = ({"role": "user", "content": said},)
         return Episode(example, rng, say(said), messages, state=())
 
+    def planned_turns(self, example: Quest) -> int:
+        """Return the most commands of an episode: one that a budget ends could have had them."""
+        return self.max_turns
+
     def score(self, episodes: Sequence[Episode[Quest]], actions: Sequence[str]) -> list[Outcome]:
         """Score each command by TextWorld's intermediate reward."""
         return [self._outcome(*pair) for pair in zip(episodes, actions, strict=True)]

@@ -108,7 +108,6 @@ REWORDINGS: Final = tuple(
         (r"^What is ", ("What's ",)),
         (r"^What's ", ("What is ",)),
         (r"^What kind of ", ("What sort of ",)),
-        (r"^What would ", ("What might ",)),
         (r"^(Of|To) which group ", (r"\1 what group ",)),
         (r"^Of what is (.+) a kind\?" + _END, (r"What is \1 a kind of?",)),
         (

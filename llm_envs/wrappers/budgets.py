@@ -7,7 +7,7 @@ was still worth. One that ends with that step by itself is terminated, as ever.
   would have been, and what is left of it is scored. The policy need not be told what it has left:
   observations hold all that it wrote.
 - :class:`TimeBudget`: an answer that comes too late is not heard. The environment is given an
-  empty one instead, which scores 0.
+  empty one instead, which scores 0 (on TextWorld ½: it is not understood).
 
 What an episode that a budget ends early did not come to counts as 0 in an evaluation
 (`Task.planned_turns`), so that it cannot pay to use a budget up. An agent in training sees the

@@ -354,7 +354,8 @@ class CorruptedFeedback(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     that it would play unwrapped. A drift goes by the steps taken since the last reset with a seed,
     over all episodes: a seed decides all that follows, as Gymnasium wants it. Who seeds every
     episode says how far the drift is with ``reset(seed=…, options={"feedback_steps": n})``. What
-    is due when an episode is left before its end is lost.
+    is due when an episode is left before its end is lost; also where a limit around this wrapper
+    cuts it, as ``gym.make(…, max_episode_steps=n)`` puts one. ``max_turns`` limits the task itself.
 
     ## Information
     After a step also ``clean_reward``, what the step earned uncorrupted, and ``feedback_missing``,

@@ -311,6 +311,19 @@ def test_the_scale_is_twice_the_rank_unless_told() -> None:
     assert make_agent("Echo-v9", lora_rank=0).lora is None
 
 
+def test_an_adapter_that_a_policy_wears_is_the_one_that_is_trained() -> None:
+    model = make_model()
+    add_adapter(model, Lora(rank=2, alpha=4.0))
+    worn = trained(model)
+    agent = make_agent("Echo-v9", make_policy("Echo-v9", model))
+    assert trained(agent.policy.model).keys() == worn.keys()
+    for rank in (0, 3):
+        with pytest.raises(
+            ValueError, match=f"lora_rank is {rank}, .* of rank 2. Give lora_rank=2"
+        ):
+            make_agent("Echo-v9", make_policy("Echo-v9", model), lora_rank=rank)
+
+
 # --- checkpoints -----------------------------------------------------------------------------
 
 

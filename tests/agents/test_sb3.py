@@ -641,6 +641,15 @@ def test_dqn_refuses_to_write_and_names_who_can() -> None:
         ),
         (lambda: SB3A2C(chatting(), "Bandit-v8"), r"chat template.*chat=False"),
         (lambda: make_agent("sb3-ppo", "Pick-v8", batch_size=1), "batch_size is 1"),
+        (lambda: make_agent("sb3-ppo", "Pick-v8", n_steps=1, n_envs=1), "single advantage"),
+        (
+            lambda: make_agent("sb3-a2c", "Pick-v8", n_steps=1, n_envs=1, normalize_advantage=True),
+            "single advantage",
+        ),
+        (
+            lambda: make_agent("sb3-ppo", "Pick-v8", learning_rate=float("inf")),
+            "learning_rate is inf",
+        ),
         (lambda: make_agent("sb3-ppo", "Pick-v8", gamma=2.0), "gamma is 2.0"),
         (lambda: make_agent("sb3-ppo", "Pick-v8", n_envs=0), "n_envs is 0"),
         (lambda: make_agent("sb3-ppo", "Pick-v8", hidden=(8, 0)), "hidden is"),
@@ -665,7 +674,7 @@ def test_a_reward_that_is_no_number_stops_the_run_and_leaves_the_weights() -> No
 
 
 def test_weights_that_are_no_numbers_stop_the_run() -> None:
-    agent = make_agent("sb3-ppo", "Pick-v8", learning_rate=float("inf"))
+    agent = make_agent("sb3-ppo", "Pick-v8", learning_rate=1e38)
     with pytest.raises(FloatingPointError, match="Lower the learning rate"):
         agent.learn(64)
 

@@ -30,7 +30,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 import llm_envs
 from agents import PPO, CandidatePolicy, CausalLMPolicy, Reinforce, replay, runs, train
-from agents.base import _content
+from agents.base import _content, has_checkpoint
 from agents.batches import read_batch, write_batch
 from agents.registry import AGENTS, agent_class
 from agents.rollout import collect, play
@@ -722,6 +722,21 @@ def test_what_is_trained_on_is_not_scored(
     assert not (tmp_path / "run").exists()
     train.main([*command, "--eval-every", "0", "--report", "none"])
     assert rows_in(tmp_path / "run")[-1]["env_steps"] == 8
+    agent = make_agent("reinforce", env_kwargs={"split": "all"})
+    for split in ("validation", "test"):
+        with pytest.raises(ValueError, match=f"the {split} split was trained on"):
+            agent.evaluate(split)
+
+
+def test_a_folder_keeps_the_best_checkpoint_of_its_own(tmp_path: Path) -> None:
+    """What the agent came to before, elsewhere, keeps no checkpoint out of it."""
+    agent = make_agent("reinforce", eval_every=1)
+    agent.learn(8, folder=tmp_path / "one")
+    agent.best_score = 1.1  # that nobody comes to
+    agent.learn(16, folder=tmp_path / "one")
+    assert agent.best_score == 1.1
+    agent.learn(24, folder=tmp_path / "other")
+    assert has_checkpoint(tmp_path / "other" / "checkpoints" / "best")
 
 
 # --- numbers that are none -----------------------------------------------------------------------

@@ -256,6 +256,18 @@ def test_track_takes_commas_and_spaces(given: str) -> None:
     assert arguments.parse(words).track == "wandb,jsonl"
 
 
+def test_a_split_that_chose_the_checkpoint_is_said_to_flatter_it(
+    tmp_path: Path, dialogues: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*SMALL, *dialogues, "--track=jsonl", "--steps=8"]
+    for split in ("validation", "test"):
+        train.main([*arguments, f"--report={split}", "--out", str(tmp_path / split)])
+        said = " ".join(capsys.readouterr().out.split())
+        assert ("which flatters these figures" in said) == (split == "validation")
+        result = json.loads((tmp_path / split / "result.json").read_text())
+        assert result["chosen_on"] == "validation"
+
+
 def test_without_validation_the_last_checkpoint_is_reported(
     tmp_path: Path, dialogues: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

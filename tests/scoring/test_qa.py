@@ -226,6 +226,14 @@ def test_unknown_beside_a_text_is_no_help_to_a_hedge() -> None:
     assert token_f1("unknown Paris", references) == token_f1("unknown Paris", ["Paris Texas"])
 
 
+def test_who_says_yes_and_no_says_neither() -> None:
+    """Else "yes no" would pay more than any honest guess that is right less than twice in three."""
+    for hedge in ("yes no", "No, yes.", "it is yes or no"):
+        assert token_f1(hedge, ("yes",)) == token_f1(hedge, ("no",)) == 0.0
+    assert token_f1("yes it is", ("yes",)) == 0.5, "as officially"
+    assert token_f1("yes no", ("yes", "yes and no")) == pytest.approx(0.8), "if that is accepted"
+
+
 # --- CJK --------------------------------------------------------------------------------------
 
 

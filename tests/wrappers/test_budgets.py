@@ -648,3 +648,11 @@ def test_every_row_may_be_reset_by_no_mask() -> None:
     envs = gym.make_vec("DialogueQA-v0", 2, budget={"tokens": 5})
     infos = envs.reset(seed=1, options={"reset_mask": None})[1]
     assert infos["tokens_left"].tolist() == [5, 5]
+
+
+@each_writing
+def test_every_task_knows_how_many_steps_a_budget_can_take_away(id: str) -> None:
+    """Else an evaluation would count the steps that were taken alone, and to stop could pay."""
+    task: Any = gym.make(id).unwrapped.task
+    for example in (task.examples[0], task.examples[-1]):
+        assert task.planned_turns(example) >= 1
