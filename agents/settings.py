@@ -67,6 +67,14 @@ def one_of_its_choices(config: Any) -> None:
             raise ValueError(f"{name} is {value!r}.{near} Use one of {', '.join(choices)}.")
 
 
+def _refuse_a_step_beyond_float32(learning_rate: float) -> None:
+    if learning_rate > 1e30:
+        raise ValueError(
+            f"learning_rate is {learning_rate}; a step of that size is no number in float32. "
+            "Learning rates are around 1e-4."
+        )
+
+
 # --- every agent ----------------------------------------------------------------------------------
 
 
@@ -177,11 +185,7 @@ class PolicyConfig(AgentConfig):
         one_of_its_choices(self)
         at_least(self, 1, "prompts", "group_size", "micro_batch_tokens", "kl_horizon")
         at_least(self, 0, "learning_rate", "weight_decay", "max_grad_norm", "kl_coef", "lora_rank")
-        if self.learning_rate > 1e30:
-            raise ValueError(
-                f"learning_rate is {self.learning_rate}; a step of that size is no number in "
-                "float32. Learning rates are around 1e-4."
-            )
+        _refuse_a_step_beyond_float32(self.learning_rate)
         if self.lora_alpha is not None and not self.lora_alpha > 0:
             raise ValueError(f"lora_alpha is {self.lora_alpha}; give more than 0, or None.")
         if not self.temperature > 0:
@@ -417,6 +421,7 @@ class SB3Config(AgentConfig):
         object.__setattr__(self, "hidden", tuple(self.hidden))  # it comes from JSON as a list
         at_least(self, 1, "n_envs", "n_steps")
         at_least(self, 0, "max_grad_norm", "learning_rate")
+        _refuse_a_step_beyond_float32(self.learning_rate or 0.0)
         if self.gamma is not None and not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma is {self.gamma}; a discount lies in [0, 1].")
         if any(width < 1 for width in self.hidden):

@@ -44,7 +44,7 @@ _ARTICLES: Final = frozenset({"a", "an", "the"})
 _ARTICLE: Final = re.compile(r"\b(?:a|an|the)\b")
 _PUNCTUATION: Final = re.compile(f"[{re.escape(string.punctuation)}]+")
 _NO_PUNCTUATION: Final = str.maketrans("", "", string.punctuation)
-_OPPOSITES: Final = {("yes",): "no", ("no",): "yes"}
+_OPPOSITES: Final[dict[tuple[str, ...], str]] = {("yes",): "no", ("no",): "yes"}
 _ZERO: Final = (0.0, 0.0)
 # Policies repeat short answers all the time; a megabyte of babble is not worth remembering.
 _LONGEST_CACHED: Final = 256

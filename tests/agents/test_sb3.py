@@ -650,6 +650,10 @@ def test_dqn_refuses_to_write_and_names_who_can() -> None:
             lambda: make_agent("sb3-ppo", "Pick-v8", learning_rate=float("inf")),
             "learning_rate is inf",
         ),
+        (
+            lambda: make_agent("sb3-ppo", "Pick-v8", learning_rate=1e38),
+            r"learning_rate is 1e\+38.*float32",
+        ),
         (lambda: make_agent("sb3-ppo", "Pick-v8", gamma=2.0), "gamma is 2.0"),
         (lambda: make_agent("sb3-ppo", "Pick-v8", n_envs=0), "n_envs is 0"),
         (lambda: make_agent("sb3-ppo", "Pick-v8", hidden=(8, 0)), "hidden is"),
@@ -674,7 +678,8 @@ def test_a_reward_that_is_no_number_stops_the_run_and_leaves_the_weights() -> No
 
 
 def test_weights_that_are_no_numbers_stop_the_run() -> None:
-    agent = make_agent("sb3-ppo", "Pick-v8", learning_rate=1e38)
+    agent = make_agent("sb3-ppo", "Pick-v8")
+    agent.model.lr_schedule = lambda left: float("inf")
     with pytest.raises(FloatingPointError, match="Lower the learning rate"):
         agent.learn(64)
 
