@@ -37,7 +37,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-import llm_envs
 from agents import runs
 from agents.base import checkpoint_folder, replacing
 from agents.distill import DistillConfig, conversations, distill, make_student, mean_divergence
@@ -52,8 +51,8 @@ from agents.policy_agent import POLICIES, Policy
 from agents.rollout import Player, collect, episode_seeds, play
 from agents.sampling import SamplingConfig
 from agents.settings import at_least
+from llm_envs.core.registration import known_id
 from llm_envs.core.rendering import printable
-from llm_envs.datasets.splits import did_you_mean
 
 REPORT_FILE = "compression.json"
 
@@ -135,11 +134,8 @@ def locate(a: Arguments) -> Source:
             f"{a.source} does not tell what it was trained on. Say --env, for example "
             "--env DialogueQA-v0."
         )
-    if env.removeprefix("llm_envs/") not in (ids := llm_envs.registered_ids()):
-        raise ValueError(
-            f"There is no environment {env!r}.{did_you_mean(env, ids)} There are: {', '.join(ids)}."
-        )
-    env_kwargs = known.get("env_kwargs", {}) if a.env in (None, known.get("env")) else {}
+    env = known_id(env)
+    env_kwargs = known.get("env_kwargs", {}) if env == known.get("env") else {}
     # What was trained on is not what is scored here.
     env_kwargs = {name: value for name, value in env_kwargs.items() if name != "split"}
     if a.env_kwargs is not None:

@@ -12,8 +12,7 @@ from typing import Any, Final
 import gymnasium as gym
 import numpy as np
 
-import llm_envs
-from llm_envs.core.registration import bare_id
+from llm_envs.core.registration import known_id
 from llm_envs.datasets.dialogues import load_dialogues
 from llm_envs.datasets.documents import load_documents
 from llm_envs.datasets.faqs import load_faqs
@@ -88,12 +87,7 @@ def load_texts(data: str, env_kwargs: Mapping[str, Any] | None = None) -> Texts:
 
 def _first_observations(env_id: str, env_kwargs: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is said first in every example of the training split."""
-    known = llm_envs.registered_ids()
-    if bare_id(env_id) not in known:
-        raise ValueError(
-            f"There is no environment {env_id!r}.{did_you_mean(bare_id(env_id), known)} "
-            f"There are: {', '.join(known)}."
-        )
+    known_id(env_id)
     if env_kwargs.get("split", "train") != "train":
         raise ValueError(
             f"--env-kwargs holds the split {env_kwargs['split']!r}. Leave it out: only the "

@@ -34,9 +34,8 @@ from agents.flags import check_device, parse_env_kwargs
 from agents.registry import agent_class
 from agents.report import report
 from agents.tracking import Tracker
-from llm_envs.core.registration import bare_id
+from llm_envs.core.registration import bare_id, known_id
 from llm_envs.core.rendering import printable
-from llm_envs.datasets.splits import did_you_mean
 
 # What may differ when a run is resumed: how far it goes, what is only shown, and the device, as
 # another machine may not have the same.
@@ -79,11 +78,11 @@ def prepare(a: Arguments[Any], console: Console, held: contextlib.ExitStack, wor
 
 
 def _fresh(a: Arguments[Any], console: Console, held: contextlib.ExitStack, world: World) -> Run:
-    known = llm_envs.registered_ids()
-    if bare_id(a.env) not in known or a.env.rpartition(":")[0] not in ("", "llm_envs"):
+    known_id(a.env)
+    if (module := a.env.rpartition(":")[0]) not in ("", "llm_envs"):
         raise ValueError(
-            f"There is no environment {a.env!r}.{did_you_mean(bare_id(a.env), known)} "
-            f"There are: {', '.join(known)}."
+            f"--env names the module {module!r}, which is not imported here: a run that is resumed "
+            f"would not know it. Leave it out, or train {bare_id(a.env)} from a script of your own."
         )
     # The number of threads changes rounding, so a resumed run has to have the same one.
     threads = a.settings.threads or torch.get_num_threads()

@@ -32,8 +32,9 @@ from agents.baselines import RandomPlayer, ScriptedPlayer
 from agents.evaluation import Evaluation, Floats, evaluate, interval
 from agents.rollout import Player
 from benchmarks.tables import Table
+from llm_envs.core.registration import known_id
 from llm_envs.core.task import Task
-from llm_envs.datasets.splits import SPLITS, Split, did_you_mean
+from llm_envs.datasets.splits import SPLITS, Split
 from llm_envs.tasks.customer_service import search_then_lead
 from llm_envs.tasks.recommendation_clicks import SIMULATED, best_mean_choice
 from llm_envs.tasks.text_battle import fixed_response
@@ -365,14 +366,10 @@ def main(arguments: Arguments) -> None:
     Raises:
         SystemExit: An environment is not registered.
     """
-    known = llm_envs.registered_ids()
-    ids = [env_id.removeprefix("llm_envs/") for env_id in arguments.env] or list(known)
-    for env_id in ids:
-        if env_id not in known:
-            raise SystemExit(
-                f"There is no environment {env_id!r}.{did_you_mean(env_id, known)} "
-                f"There are: {', '.join(known)}."
-            )
+    try:
+        ids = [*map(known_id, arguments.env)] or list(llm_envs.registered_ids())
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     ids = [env_id for env_id in ids if _can_be_made(env_id)]
     todo = [
         (env_id, split, env_kwargs)

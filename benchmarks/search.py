@@ -22,12 +22,10 @@ import gymnasium as gym
 import tyro
 import yaml
 
-import llm_envs
 from agents import arguments
 from agents.registry import agent_class
 from agents.settings import Family, at_least
-from llm_envs.core.registration import bare_id
-from llm_envs.datasets.splits import did_you_mean
+from llm_envs.core.registration import bare_id, known_id
 
 Parameter = dict[str, Any]
 """A parameter of a W&B sweep: its distribution and its bounds."""
@@ -171,12 +169,7 @@ def family_of(env: str) -> Family:
     Raises:
         ValueError: It is unknown.
     """
-    known = llm_envs.registered_ids()
-    if bare_id(env) not in known:
-        raise ValueError(
-            f"There is no environment {env!r}.{did_you_mean(bare_id(env), known)} "
-            f"There are: {', '.join(known)}."
-        )
+    known_id(env)
     made = gym.make(env)
     try:
         choosing = isinstance(made.action_space, gym.spaces.Discrete)

@@ -19,9 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-import llm_envs
 from llm_envs.core.make import parse_env_kwargs
-from llm_envs.core.registration import bare_id
+from llm_envs.core.registration import known_id
 from llm_envs.core.rendering import printable
 from llm_envs.core.task import Message
 from llm_envs.datasets.splits import Split, did_you_mean
@@ -231,12 +230,7 @@ def make(arguments: Arguments) -> gym.Env[Any, Any]:
     module, _, _ = arguments.env.rpartition(":")
     if module:
         importlib.import_module(module)
-    env_id, known = bare_id(arguments.env), llm_envs.registered_ids()
-    if env_id not in known:
-        raise ValueError(
-            f"There is no environment {env_id!r}.{did_you_mean(env_id, known)} "
-            f"There are: {', '.join(known)}."
-        )
+    env_id = known_id(arguments.env)
     return gym.make(env_id, **{"split": arguments.split, **parse_env_kwargs(arguments.env_kwargs)})
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 
 from llm_envs.core.task import Task
+from llm_envs.datasets.splits import did_you_mean
 
 _IDS: list[str] = []
 
@@ -42,3 +43,18 @@ def bare_id(env: str) -> str:
     ``llm_envs:DialogueQA-v0`` and ``llm_envs/DialogueQA-v0`` are ``DialogueQA-v0``.
     """
     return env.rpartition(":")[2].removeprefix("llm_envs/")
+
+
+def known_id(env: str) -> str:
+    """Return the bare id of an environment of the suite (:func:`bare_id`).
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    env_id, known = bare_id(env), registered_ids()
+    if env_id not in known:
+        raise ValueError(
+            f"There is no environment {env!r}.{did_you_mean(env_id, known)} "
+            f"There are: {', '.join(known)}."
+        )
+    return env_id

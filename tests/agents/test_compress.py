@@ -585,6 +585,9 @@ def test_a_checkpoint_is_found_as_training_or_a_crash_left_it(run: Path, tmp_pat
     state["env_kwargs"] = {"split": "all", "letters": "a"}
     (checkpoints / "last/state.json").write_text(json.dumps(state))
     assert found().env_kwargs == {"letters": "a"}  # what was trained on is not validated on
+    source = str(tmp_path / "run")
+    same = locate(Arguments(source, "merge", DistillConfig(), env="llm_envs:Spell-v9"))
+    assert (same.env, same.env_kwargs) == ("Spell-v9", {"letters": "a"}), "by any of its names"
     assert found().folder == tmp_path / "run"
 
 
