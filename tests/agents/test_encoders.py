@@ -654,7 +654,9 @@ def test_ppo_learns_a_choice_and_its_value(tokenizer: Any) -> None:
         assert policy.values(decisions, agent.critic).tolist() == pytest.approx([1, 1], abs=0.2)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))]
+)
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_p28_it_solves_a_choice(family: str, seed: int, tokenizer: Any) -> None:
     agent = make_agent(tokenizer, family, seed, learning_rate=3e-3, group_size=8)

@@ -31,7 +31,7 @@ def test_interval_is_the_percentile_bootstrap_of_scipy() -> None:
     values = np.random.default_rng(0).gamma(1.0, size=60)  # skewed, so that it is no normal one
     low, high = interval(values, [str(i) for i in range(60)])
     expected = bootstrap(
-        (values,), np.mean, n_resamples=200_000, batch=5_000, method="percentile"
+        (values,), np.mean, n_resamples=50_000, batch=5_000, method="percentile"
     ).confidence_interval
     # The error of a 2.5 % quantile of 4,999 draws is about 0.013 widths here; 0.08 is 6 of them.
     width = expected.high - expected.low

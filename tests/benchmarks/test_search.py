@@ -67,7 +67,7 @@ def sweep(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_the_command_line_takes_whatever_is_drawn(sweep: tuple[str, dict[str, Any]]) -> None:
     agent, config = sweep
     r = random.Random(0)
-    for _ in range(5):
+    for _ in range(2):
         values = {name: drawn(parameter, r) for name, parameter in config["parameters"].items()}
         words = started(config, values)
         assert words[:4] == ["/usr/bin/env", "python", "-m", "agents.train"]

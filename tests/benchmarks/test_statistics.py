@@ -368,7 +368,10 @@ def test_too_few_runs_are_said() -> None:
     assert list(COVERAGE.values()) == sorted(COVERAGE.values())
 
 
-@pytest.mark.parametrize("n", sorted(COVERAGE))
+@pytest.mark.parametrize(
+    "n",
+    [n if n in (2, 3, 9) else pytest.param(n, marks=pytest.mark.slow) for n in sorted(COVERAGE)],
+)
 def test_the_coverage_that_is_told_is_the_true_one(n: int) -> None:
     def interval_of(x: np.ndarray, seed: int) -> Interval:
         # Of one seed all would have the same luck with their resamples.

@@ -372,6 +372,7 @@ def test_the_documented_scores_are_exact() -> None:
     assert list(rows.values()) == sorted(rows.values())
 
 
+@pytest.mark.slow
 def test_no_other_fixed_responses_score_better() -> None:
     assert best_responses(DEFAULT_RULES, FOES) == (FIRST_MOVE, RESPONSES)
 

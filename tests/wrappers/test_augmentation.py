@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import doctest
+import functools
 import json
 import math
 import pickle
@@ -362,6 +363,7 @@ def test_the_most_harmful_is_shown_the_first_of_equals() -> None:
 # --- an environment ------------------------------------------------------------------------------
 
 
+@functools.cache
 def played(id: str, kind: str, row: int, **arguments: Any) -> list[tuple[Any, ...]]:
     """Play a wrapped environment beside an unwrapped one; return each action and its step.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import doctest
+import functools
 import json
 import math
 import pickle
@@ -340,6 +341,7 @@ def test_rewards_that_are_no_numbers_are_passed_on() -> None:
 # --- what stays as it is, and forms that are equal -----------------------------------------------
 
 
+@functools.cache
 def played(id: str, kind: str, row: int) -> list[tuple[Any, ...]]:
     """Play a wrapped environment beside an unwrapped one; return each action and its step."""
     env, plain = CorruptedFeedback(gym.make(id), **KINDS[kind]), gym.make(id)
