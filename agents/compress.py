@@ -27,8 +27,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, TypeVar
 
 import gymnasium as gym
 import torch
@@ -40,8 +41,9 @@ from rich.table import Table
 from agents import runs
 from agents.base import checkpoint_folder, replacing
 from agents.distill import DistillConfig, conversations, distill, make_student, mean_divergence
-from agents.evaluation import evaluate
+from agents.evaluation import evaluate, with_interval
 from agents.flags import check_device, parse_env_kwargs
+from agents.launch import fail
 from agents.policies.candidate import CandidatePolicy
 from agents.policies.causal_lm import CausalLMPolicy
 from agents.policies.int8 import is_int8, quantize
@@ -52,7 +54,7 @@ from agents.rollout import Player, collect, episode_seeds, play
 from agents.sampling import SamplingConfig
 from agents.settings import at_least
 from llm_envs.core.registration import known_id
-from llm_envs.core.rendering import printable
+from llm_envs.datasets.splits import Split
 
 REPORT_FILE = "compression.json"
 
@@ -90,6 +92,11 @@ class Arguments:
     def __post_init__(self) -> None:
         at_least(self, 1, "episodes", "max_new_tokens", "threads")
         at_least(self, 0, "seed")
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """What is scored."""
+        return ("validation", "test") if self.test else ("validation",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,48 +324,14 @@ def compress(a: Arguments, console: Console) -> dict[str, Any]:
     check_device(a.device)
     if a.threads is not None:
         torch.set_num_threads(a.threads)
-    splits: list[Any] = ["validation", "test"] if a.test else ["validation"]
-    choosing = False
-    for split in (*splits, *(["train"] if a.method == "distill" else [])):
-        envs = gym.make_vec(source.env, num_envs=1, **{**source.env_kwargs, "split": split})
-        choosing = isinstance(envs.single_action_space, gym.spaces.Discrete)
-        envs.close()
-    kind: Any = POLICIES["choosing" if choosing else "writing"]
-    if choosing and a.method == "distill":
-        raise ValueError(
-            f"{source.env} is a choosing task, and distilling learns from written answers. Use "
-            "merge, or int8 for a policy without a scalar head."
-        )
-
-    def load(name: str | Path = source.policy, *, merge: bool) -> Policy:
-        policy: Policy = kind.from_pretrained(name, device=a.device, merge=merge)
-        return policy
-
-    original = load(merge=False)
+    load = partial(_policy_class(a, source).from_pretrained, device=a.device)
+    original = load(source.policy, merge=False)
     if isinstance(original, CausalLMPolicy):
         original.room(SamplingConfig(source.max_new_tokens))
     before = sum(p.stat().st_size for p in weight_files(source.policy))
     runs.prepare(out.parent, needed_bytes=2 * before)
     began = time.perf_counter()
-    small: Policy
-    if a.method == "distill":
-        teacher = load(merge=True)
-        assert isinstance(teacher, CausalLMPolicy)
-        batches = conversations(
-            teacher,
-            source.env,
-            a.distill,
-            env_kwargs=source.env_kwargs,
-            max_new_tokens=source.max_new_tokens,
-            seed=a.seed,
-        )
-        small = student = make_student(teacher, a.distill, a.device, next(batches))
-        try:
-            distill(teacher, student, batches, a.distill, progress=_progress(a, console))
-        except KeyboardInterrupt:
-            console.print("Stopped; the student is kept as it is.")
-    else:
-        small = {"merge": merged, "int8": in_int8}[a.method](load)
+    small = _compressed(a, source, partial(load, source.policy), console)
     report: dict[str, Any] = {
         "source": a.source,
         "method": a.method,
@@ -374,28 +347,79 @@ def compress(a: Arguments, console: Console) -> dict[str, Any]:
         runs.write_json(fresh / REPORT_FILE, report)  # of use, even if it is never measured
     small = load(out, merge=True)  # what is measured is what lies on the disk
     console.print(f"Written to {escape(str(out))}; measuring it beside the original …")
-    fast = speeds([original, small], source)
-    report["kl"] = measure_divergence(original, small, source)
-    files = {"original": weight_files(source.policy), "compressed": weight_files(out)}
-    for (which, paths), speed in zip(files.items(), fast, strict=True):
+    files = (weight_files(source.policy), weight_files(out))
+    report |= _compared((original, small), files, source, a.splits, a.episodes)
+    runs.write_json(out / REPORT_FILE, report)
+    return report
+
+
+def _policy_class(a: Arguments, source: Source) -> type[Policy]:
+    """Return what plays the environment, sure that the splits which will be needed are there."""
+    choosing = False
+    for split in (*a.splits, *(["train"] if a.method == "distill" else [])):
+        envs = gym.make_vec(source.env, num_envs=1, **{**source.env_kwargs, "split": split})
+        choosing = isinstance(envs.single_action_space, gym.spaces.Discrete)
+        envs.close()
+    if choosing and a.method == "distill":
+        raise ValueError(
+            f"{source.env} is a choosing task, and distilling learns from written answers. Use "
+            "merge, or int8 for a policy without a scalar head."
+        )
+    return POLICIES["choosing" if choosing else "writing"]
+
+
+def _compressed(
+    a: Arguments, source: Source, load: Callable[..., Policy], console: Console
+) -> Policy:
+    """Return the small policy; a distillation that is interrupted keeps what it has."""
+    if a.method != "distill":
+        return {"merge": merged, "int8": in_int8}[a.method](load)
+    teacher = load(merge=True)
+    assert isinstance(teacher, CausalLMPolicy)
+    batches = conversations(
+        teacher,
+        source.env,
+        a.distill,
+        env_kwargs=source.env_kwargs,
+        max_new_tokens=source.max_new_tokens,
+        seed=a.seed,
+    )
+    student = make_student(teacher, a.distill, a.device, next(batches))
+    try:
+        distill(teacher, student, batches, a.distill, progress=_progress(a, console))
+    except KeyboardInterrupt:
+        console.print("Stopped; the student is kept as it is.")
+    return student
+
+
+def _compared(
+    policies: tuple[Policy, Policy],
+    files: tuple[set[Path], set[Path]],
+    source: Source,
+    splits: Sequence[Split],
+    episodes: int | None,
+) -> dict[str, Any]:
+    """Measure original and compressed beside each other; return it as the report holds it."""
+    found: dict[str, Any] = {"kl": measure_divergence(*policies, source)}
+    sides = ("original", "compressed")
+    for side, paths, speed in zip(sides, files, speeds(policies, source), strict=True):
         size = sum(p.stat().st_size for p in paths)
-        report[which] = {"bytes": size, "tokens_per_second": speed}
+        found[side] = {"bytes": size, "tokens_per_second": speed}
     for split in splits:
         old, new = (
             evaluate(
-                lambda policy=policy: player(policy, source.max_new_tokens),  # type: ignore[misc]
+                partial(player, policy, source.max_new_tokens),
                 source.env,
                 split=split,
-                episodes=a.episodes,
+                episodes=episodes,
                 env_kwargs=source.env_kwargs,
             )
-            for policy in (original, small)
+            for policy in policies
         )
-        gain, low, high = new.gain_over(old)
-        report["original"][split], report["compressed"][split] = old.summary(), new.summary()
-        report[f"{split}_gain"] = {"score": gain, "ci95": [low, high]}
-    runs.write_json(out / REPORT_FILE, report)
-    return report
+        gain, *bounds = new.gain_over(old)
+        found["original"][split], found["compressed"][split] = old.summary(), new.summary()
+        found[f"{split}_gain"] = {"score": gain, "ci95": bounds}
+    return found
 
 
 def _progress(a: Arguments, console: Console) -> Callable[[int, float], None]:
@@ -417,7 +441,7 @@ def show(report: dict[str, Any], console: Console) -> None:
     for split in ("validation", "test"):
         if split in old:
             name = f"{split} score [95 % interval], {old[split]['episodes']} episodes"
-            table.add_row(name, *(_bounds(side[split]) for side in (old, new)))
+            table.add_row(name, *(with_interval(side[split]) for side in (old, new)))
     table.add_row("weights on disk, MB", *(f"{side['bytes'] / 1e6:,.1f}" for side in (old, new)))
     table.add_row("tokens a second", *(f"{side['tokens_per_second']:,.0f}" for side in (old, new)))
     if report["kl"] is not None:
@@ -430,11 +454,6 @@ def show(report: dict[str, Any], console: Console) -> None:
             console.print(
                 f"Paired change on {split}: {gain['score']:+.3f} [{low:+.3f}, {high:+.3f}]"
             )
-
-
-def _bounds(summary: dict[str, Any]) -> str:
-    low, high = summary["ci95"]
-    return f"{summary['score']:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -452,16 +471,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         show(compress(a, console), console)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-        _fail(str(error), error)
+        fail(str(error), error)
     except KeyboardInterrupt as error:
-        _fail("Interrupted.", error, code=130)
-
-
-def _fail(message: str, error: BaseException, *, code: int = 2) -> NoReturn:
-    Console(stderr=True).print(
-        printable(message), style="red", markup=False, highlight=False, soft_wrap=True
-    )
-    raise SystemExit(code) from error
+        fail("Interrupted.", error, code=130)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -111,6 +111,12 @@ class Evaluation:
             "episodes": len(self.ids),
             "parts": {name: float(v.mean()) for name, v in self.parts.items()},
         }
+
+
+def with_interval(summary: Mapping[str, Any]) -> str:
+    """Return the score of a summary with its 95 % interval, to be shown."""
+    low, high = summary["ci95"]
+    return f"{summary['score']:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def evaluate(

@@ -1,9 +1,14 @@
-"""What torchrun tells a process before it has met the others; imports no torch by itself."""
+"""How a command begins and fails, also where torchrun starts many; imports no torch by itself."""
 
 from __future__ import annotations
 
 import os
 from datetime import timedelta
+from typing import NoReturn
+
+from rich.console import Console
+
+from llm_envs.core.rendering import printable
 
 
 def processes() -> int:
@@ -32,3 +37,18 @@ def speaks_first() -> bool:
         return store.add(f"llm_envs/spoke/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}", 1) == 1
     except (RuntimeError, KeyError):  # rank 0 kept the store, and is gone
         return True
+
+
+def fail(message: str, error: BaseException, *, code: int = 2) -> NoReturn:
+    """End the command with a sentence, which one process says for all.
+
+    Args:
+        message: The sentence.
+        error: What it comes from.
+        code: Exit status.
+    """
+    if speaks_first():
+        Console(stderr=True).print(
+            printable(message), style="red", markup=False, highlight=False, soft_wrap=True
+        )
+    raise SystemExit(code) from error

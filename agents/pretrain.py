@@ -28,13 +28,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 import tyro
 from rich.console import Console
 
+from agents.launch import fail
 from agents.settings import MICRO_BATCH_TOKENS, at_least
-from llm_envs.core.rendering import printable
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         result = pretrain(a, Console())
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-        _fail(str(error), error)
+        fail(str(error), error)
     except KeyboardInterrupt as error:
-        _fail("Interrupted. The same command goes on from the last measurement.", error, code=130)
+        fail("Interrupted. The same command goes on from the last measurement.", error, code=130)
     before, after = result["perplexity"]["before"], result["perplexity"]["after"]
     Console().print(
         f"Perplexity of what was held out: {before:.2f} before, {after:.2f} after "
@@ -119,13 +119,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _fail(message: str, error: BaseException, *, code: int = 2) -> NoReturn:
-    Console(stderr=True).print(
-        printable(message), style="red", markup=False, highlight=False, soft_wrap=True
-    )
-    raise SystemExit(code) from error
 
 
 if __name__ == "__main__":

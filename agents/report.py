@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from agents import runs
 from agents.base import Agent, has_checkpoint
-from agents.evaluation import Evaluation
+from agents.evaluation import Evaluation, with_interval
 from agents.tracking import Tracker
 from llm_envs.core.rendering import printable
 
@@ -92,7 +92,9 @@ def _show_scores(
     table = Table(title=f"{result['env']}, {split} split, {len(after.ids)} episodes, greedy")
     for column in ("", "before", "after"):
         table.add_column(column)
-    table.add_row("score [95 % interval]", _bounds(before), _bounds(after))
+    table.add_row(
+        "score [95 % interval]", *(with_interval(result[when]) for when in ("before", "after"))
+    )
     labels = {"contains": "holds a right answer (not rewarded)"}
     for name in after.parts:
         label = labels.get(name, name)
@@ -120,11 +122,6 @@ def _list_files(folder: Path, console: Console) -> None:
     ).split():
         if (folder / name).exists():
             console.print(f"  {name}{chosen_by.get(name, '')}", highlight=False)
-
-
-def _bounds(e: Evaluation) -> str:
-    low, high = e.ci95
-    return f"{e.score:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _show_samples(before: Evaluation, after: Evaluation, console: Console, count: int) -> None:

@@ -12,13 +12,11 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from rich.console import Console
 
-from agents import launch
 from agents.arguments import parse
-from llm_envs.core.rendering import printable
+from agents.launch import fail
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             console = Console(quiet=not world.is_main)
             run = training.prepare(arguments, console, held, world)
         except (ValueError, TypeError, OSError, ImportError) as error:
-            _fail(str(error), error)
+            fail(str(error), error)
         try:
             training.train(run, console, samples=arguments.samples)
         except FloatingPointError as error:
@@ -45,24 +43,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             command = training.resume_command(run.folder, world.size)
             way = f"Once its cause is mended, to go on:\n  {command}"
             try:
-                _fail(f"{error}\n{way}", error)
+                fail(f"{error}\n{way}", error)
             finally:
                 world.leave()  # after it was told: who tells is agreed on while all are connected
         except OSError as error:
-            _fail(f"{error}\nTo go on:\n  {training.resume_command(run.folder, world.size)}", error)
+            fail(f"{error}\nTo go on:\n  {training.resume_command(run.folder, world.size)}", error)
         world.leave()
     except KeyboardInterrupt as error:
-        _fail("Interrupted.", error, code=130)
+        fail("Interrupted.", error, code=130)
     finally:
         held.close()
-
-
-def _fail(message: str, error: BaseException, *, code: int = 2) -> NoReturn:
-    if launch.speaks_first():
-        Console(stderr=True).print(
-            printable(message), style="red", markup=False, highlight=False, soft_wrap=True
-        )
-    raise SystemExit(code) from error
 
 
 if __name__ == "__main__":

@@ -272,7 +272,7 @@ def train(run: Run, console: Console, *, samples: int = 3) -> None:
         OSError: The run folder can no longer be written.
         FloatingPointError: A reward, the loss, the gradient or a weight is not finite.
     """
-    agent, folder, config, tracker = run.agent, run.folder, run.config, run.tracker
+    agent, folder, config = run.agent, run.folder, run.config
     world = agent.world
     shared = f" {world.size} processes ({world.strategy})." if world.size > 1 else ""
     console.print(
@@ -298,42 +298,49 @@ def train(run: Run, console: Console, *, samples: int = 3) -> None:
 
     with _first_signal(stop):
         try:
-            with tracker:
+            with run.tracker:
                 with _noticing_deaths(world, folder):
-                    agent.learn(config["steps"], folder=folder, tracker=tracker)
+                    agent.learn(config["steps"], folder=folder, tracker=run.tracker)
                 learning = False
                 if not world.is_main:
                     return
-                metrics = folder / "metrics.jsonl"
-                if metrics.exists():
-                    runs.plot_curve(
-                        runs.read_metrics(metrics),
-                        folder / "curve.png",
-                        title=f"{agent.name} on {agent.env_id}, seed {agent.seed}",
-                    )
-                if agent.stop_requested:
-                    console.print(f"Stopped and saved after {agent.env_steps:,} steps.")
-                elif config["report"] != "none":
-                    report(
-                        agent,
-                        lambda: _begin(config, World(device=agent.device)),
-                        folder,
-                        split=config["report"],
-                        tracker=tracker,
-                        console=console,
-                        samples=samples,
-                    )
-                if config["wandb_checkpoint"] and not agent.stop_requested:
-                    tracker.checkpoint(_chosen(folder))
+                _finish(run, console, samples)
         except KeyboardInterrupt:
             agent.stop_requested = True
             console.print(f"Stopped before the {config['report']} split was scored.")
     for text in (
         f"To go on:\n  {resume_command(folder, world.size)}" if agent.stop_requested else "",
-        tracker.sync_hint(),
+        run.tracker.sync_hint(),
     ):
         if text:  # a command has to stay on one line to be copied
             console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _finish(run: Run, console: Console, samples: int) -> None:
+    """Draw the learning curve; of a run that was not stopped also score, and keep the policy."""
+    agent, folder, config = run.agent, run.folder, run.config
+    metrics = folder / "metrics.jsonl"
+    if metrics.exists():
+        runs.plot_curve(
+            runs.read_metrics(metrics),
+            folder / "curve.png",
+            title=f"{agent.name} on {agent.env_id}, seed {agent.seed}",
+        )
+    if agent.stop_requested:
+        console.print(f"Stopped and saved after {agent.env_steps:,} steps.")
+        return
+    if config["report"] != "none":
+        report(
+            agent,
+            lambda: _begin(config, World(device=agent.device)),
+            folder,
+            split=config["report"],
+            tracker=run.tracker,
+            console=console,
+            samples=samples,
+        )
+    if config["wandb_checkpoint"]:
+        run.tracker.checkpoint(_chosen(folder))
 
 
 def _chosen(folder: Path) -> Path:
