@@ -18,6 +18,8 @@ COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F0
 """Six of Okabe and Ito (2008) and a grey: told apart by colour-blind eyes, on white and black."""
 DASHES: Final = (("solid", "-"), ("dash", "--"), ("dot", ":"))
 """Names for plotly and for matplotlib; they change when all colours have been used."""
+MOST_BANDS: Final = 6
+"""Lines of a picture that have their intervals drawn; of more nobody could tell whose is whose."""
 MARKERS: Final = (("circle", "o"), ("square", "s"), ("diamond", "D"))
 
 
@@ -200,11 +202,15 @@ def save_png(charts: Sequence[Chart], looks: Mapping[str, Style], path: Path) ->
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(charts), squeeze=False, sharey=dots)[0]
     for chart, axes in zip(charts, panels, strict=True):
+        bands = len(chart.series) <= MOST_BANDS
         for s in chart.series:
             look = looks[s.name]
-            (_matplotlib_dots if dots else _matplotlib_lines)(axes, s, look)
-        for _, value in chart.marks:
-            (axes.axvline if dots else axes.axhline)(value, color="grey", linestyle=":", lw=1)
+            if dots:
+                _matplotlib_dots(axes, s, look)
+            else:
+                _matplotlib_lines(axes, s, look, bands=bands)
+        for name, value in chart.marks:
+            _matplotlib_mark(axes, name, value, upright=dots)
         axes.set(title=chart.title, xlabel=chart.x, ylabel=chart.y)
         axes.title.set_fontsize("medium")
         axes.grid(axis="x" if dots else "both", alpha=0.3)
@@ -222,12 +228,24 @@ def save_png(charts: Sequence[Chart], looks: Mapping[str, Style], path: Path) ->
     figure.savefig(path, dpi=144)
 
 
-def _matplotlib_lines(axes: Any, s: Series, look: Style) -> None:
+def _matplotlib_mark(axes: Any, name: str, value: float, *, upright: bool) -> None:
+    shared = {"color": "grey", "fontsize": "x-small"}
+    if upright:
+        axes.axvline(value, color="grey", linestyle=":", lw=1)
+        place = {"rotation": 90, "ha": "right", "va": "bottom"}
+        axes.text(value, 0.02, name, transform=axes.get_xaxis_transform(), **place, **shared)
+    else:
+        axes.axhline(value, color="grey", linestyle=":", lw=1)
+        place = {"ha": "right", "va": "bottom"}
+        axes.text(0.99, value, name, transform=axes.get_yaxis_transform(), **place, **shared)
+
+
+def _matplotlib_lines(axes: Any, s: Series, look: Style, *, bands: bool) -> None:
     marker = look.marker[1] if len(s.x) <= 30 else ""
     axes.plot(
         s.x, s.y, color=look.colour, linestyle=look.dash[1], marker=marker, markersize=3, lw=1.5
     )
-    if s.low is not None:
+    if s.low is not None and bands:
         axes.fill_between(s.x, s.low, s.high, color=look.colour, alpha=0.15, linewidth=0)
 
 

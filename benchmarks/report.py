@@ -20,10 +20,11 @@ import numpy as np
 import tyro
 from rich.console import Console
 
+from agents.evaluation import Evaluation
 from agents.runs import write_text
 from benchmarks import page
 from benchmarks import statistics as st
-from benchmarks.figures import Chart, Series, Style, import_plotly, save_png, styles
+from benchmarks.figures import MOST_BANDS, Chart, Series, Style, import_plotly, save_png, styles
 from benchmarks.reference_scores import measure
 from benchmarks.results import Floats, Outcome, read
 from benchmarks.sweep import read_suite
@@ -125,9 +126,15 @@ def references(grid: Grid) -> dict[str, Reference]:
             )
         except (ValueError, TypeError, OSError, ImportError, gym.error.Error):
             continue  # an environment of the user's own, or a data set that is not here
-        if players["random"].score < players["oracle"].score:
-            found[name] = Reference(players["random"].score, players["oracle"].score)
+        low, high = (expected_score(players[name]) for name in ("random", "oracle"))
+        if low < high:
+            found[name] = Reference(low, high)
     return found
+
+
+def expected_score(evaluation: Evaluation) -> float:
+    """Return the exact expectation of the score where it is known, else what was played."""
+    return evaluation.part("expected") if "expected" in evaluation.parts else evaluation.score
 
 
 # --- sections ------------------------------------------------------------------------------------
@@ -207,7 +214,10 @@ def learning(grid: Grid) -> Section:
             name_of = chart_id("curves", place, name)
             labels = (name, "environment steps", "validation score")
             charts.append(Chart(name_of, *labels, "lines", tuple(series)))
-    text = "Mean over seeds; bands: 95 % t intervals over seeds, where there are two or more."
+    text = (
+        "Mean over seeds; bands: 95 % t intervals over seeds, where there are two or more. "
+        f"(Pictures of more than {MOST_BANDS} lines leave them out.)"
+    )
     return Section("Learning curves", (text,), tuple(charts))
 
 
