@@ -12,27 +12,22 @@ import functools
 import hashlib
 import json
 import math
-import os
-import re
 import shlex
-import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal
 
 import gymnasium as gym
-import numpy as np
 import torch
-from safetensors import SafetensorError
 
 import llm_envs
 from agents.batches import write_batch
+from agents.checkpoints import checkpoint_folder, content, has_checkpoint, replacing
 from agents.distributed import ALONE, SharedError, World
 from agents.evaluation import Evaluation, evaluate
 from agents.registry import agents_for
 from agents.rollout import Player
-from agents.runs import sync
 from agents.settings import AgentConfig, ConfigT, Family, stored_settings
 from agents.tracking import Tracker
 from llm_envs.core.registration import bare_id
@@ -464,80 +459,5 @@ class Agent(ABC, Generic[ConfigT]):
         """What is trained on: how many examples, and a digest of all that they hold."""
         digest, examples = hashlib.sha256(), self.envs.unwrapped.task.examples
         for example in examples:
-            digest.update(_content(example).encode("utf-8", "surrogatepass") + b"\n")
+            digest.update(content(example).encode("utf-8", "surrogatepass") + b"\n")
         return f"{len(examples):,} examples (digest {digest.hexdigest()[:12]})"
-
-
-def _content(value: Any) -> str:
-    """Return a text of what a value holds, the same one in every process.
-
-    It is ``repr``, but sets have an order in it, arrays are whole, and addresses are left out.
-    """
-    if value is None or isinstance(value, str | bytes | int | float):
-        return repr(value)
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype}{value.shape}{_content(value.tolist())}"
-    if isinstance(value, list | tuple):
-        return f"({','.join(map(_content, value))})"
-    if isinstance(value, set | frozenset):
-        return f"{{{','.join(sorted(map(_content, value)))}}}"
-    if dataclasses.is_dataclass(value):
-        return _content([getattr(value, f.name) for f in dataclasses.fields(value)])
-    if getattr(type(value), "__repr__", None) is object.__repr__ and hasattr(value, "__dict__"):
-        value = vars(value)
-    if isinstance(value, Mapping):
-        return f"{{{','.join(f'{_content(k)}:{_content(v)}' for k, v in value.items())}}}"
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
-
-
-@contextlib.contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """Give a new folder to fill; it takes the place of ``folder`` once it is complete.
-
-    A crash or a power failure, at whatever moment, leaves the whole new folder or the whole old
-    one, the latter under its name or with ``.old`` behind it (:func:`checkpoint_folder`).
-
-    Raises:
-        OSError: It cannot be written; then the old one stays.
-    """
-    fresh, old = (folder.with_name(folder.name + end) for end in (".new", ".old"))
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    try:
-        yield fresh
-    except SafetensorError as error:  # its way of saying that the disk is full
-        raise OSError(f"{fresh} cannot be written ({error})") from error
-    for path in (*fresh.rglob("*"), fresh):
-        sync(path)
-    if folder.exists():  # else the old one is all there is, left by a crash
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(folder, old)
-    os.replace(fresh, folder)
-    sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def checkpoint_folder(folder: str | Path, holds: str = "state.json") -> Path:
-    """Return the folder of a checkpoint; after a crash between two renames it is the old one.
-
-    Args:
-        folder: What :func:`replacing` filled.
-        holds: A file that it has to hold.
-
-    Raises:
-        ValueError: There is none.
-    """
-    folder = Path(folder)
-    for candidate in (folder, folder.with_name(folder.name + ".old")):
-        if (candidate / holds).exists():
-            return candidate
-    raise ValueError(f"{folder} is not a checkpoint: it holds no {holds}.")
-
-
-def has_checkpoint(folder: Path) -> bool:
-    """Whether :func:`checkpoint_folder` finds one."""
-    try:
-        checkpoint_folder(folder)
-    except ValueError:
-        return False
-    return True

@@ -39,7 +39,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from agents import runs
-from agents.base import checkpoint_folder, replacing
+from agents.checkpoints import checkpoint_folder, replacing
 from agents.distill import DistillConfig, conversations, distill, make_student, mean_divergence
 from agents.evaluation import evaluate, with_interval
 from agents.flags import check_device, parse_env_kwargs
@@ -206,7 +206,7 @@ def check_out(out: Path, policy: str) -> None:
             f"{out} is there already and is not an empty folder; nothing is written over. Choose "
             "another --out, or move it away."
         )
-    for end in (".new", ".old"):  # see agents.base.replacing
+    for end in (".new", ".old"):  # see agents.checkpoints.replacing
         if Path(policy).resolve().is_relative_to(out.with_name(out.name + end)):
             raise ValueError(f"{out}{end} is cleared while {out} is made. Choose another --out.")
 

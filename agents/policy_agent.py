@@ -15,6 +15,7 @@ from torch import Tensor
 
 from agents import distributed, objectives
 from agents.base import Agent
+from agents.checkpoints import moments, refuse_another_model, restore_moments
 from agents.policies.candidate import NO_ADAPTER_BENEATH_A_HEAD, CandidatePolicy
 from agents.policies.causal_lm import CausalLMPolicy
 from agents.policies.int8 import is_int8
@@ -461,11 +462,10 @@ class PolicyAgent(Agent[PolicyConfigT]):
         """Write the policies, and in ``state.safetensors`` optimizer, critic and generators."""
         generators = self.world.gather(self.policy.generator.get_state())
         tensors = dict(zip(map(_generator, range(len(generators))), generators, strict=True))
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            for key, value in moments.items():
-                found = distributed.whole(value)
-                if self.world.is_main:
-                    tensors[f"optimizer/{index}/{key}"] = found.cpu()
+        for key, value in moments(self.optimizer).items():
+            found = distributed.whole(value)
+            if self.world.is_main:
+                tensors[f"optimizer/{key}"] = found.cpu()
         if not self.world.is_main:
             return {}
         self.policy.save_pretrained(folder / "policy")
@@ -484,11 +484,7 @@ class PolicyAgent(Agent[PolicyConfigT]):
         Raises:
             ValueError: The folder holds another model than the one that was trained.
         """
-        if (now := model_identity(self.policy.model)) != state["model"]:
-            raise ValueError(
-                f"The checkpoint {folder} was trained on the model {state['model']}, and its "
-                f"folder policy holds {now}. Put back the one that was written there."
-            )
+        refuse_another_model(folder, model_identity(self.policy.model), state["model"])
         if self.reference is not None and not has_adapter(self.policy.model):
             load = type(self.policy).from_pretrained
             stored = load(folder / "reference", device=self.device, dtype=state["dtype"])
@@ -502,17 +498,13 @@ class PolicyAgent(Agent[PolicyConfigT]):
         if self.critic is not None:
             names = list(self.critic.state_dict())
             self.critic.load_state_dict({name: tensors.pop(f"critic/{name}") for name in names})
-        if self.shards is not None:
-            self.shards.spread()
-        moments: dict[int, dict[str, Tensor]] = {}
-        parameters = self.parameters
-        for key, value in tensors.items():
-            _, index, name = key.split("/")
-            if self.shards is not None:
-                value = self.shards.like(value, parameters[int(index)])
-            moments.setdefault(int(index), {})[name] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        stored_moments = {key.removeprefix("optimizer/"): t for key, t in tensors.items()}
+        if self.shards is None:
+            restore_moments(self.optimizer, stored_moments)
+            return
+        self.shards.spread()
+        like, parameters = self.shards.like, self.parameters
+        restore_moments(self.optimizer, stored_moments, lambda t, i: like(t, parameters[i]))
 
     @classmethod
     def stored_policy(cls, folder: Path, state: dict[str, Any], device: str) -> Policy:

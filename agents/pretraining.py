@@ -21,7 +21,13 @@ from torch import Tensor
 
 import llm_envs
 from agents import runs
-from agents.base import checkpoint_folder, has_checkpoint, replacing
+from agents.checkpoints import (
+    checkpoint_folder,
+    has_checkpoint,
+    moments,
+    replacing,
+    restore_moments,
+)
 from agents.flags import check_device, parse_env_kwargs
 from agents.policies.causal_lm import CausalLMPolicy
 from agents.policies.lora import Lora
@@ -105,12 +111,7 @@ class Training:
         if checkpoint is None:
             return
         self.state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in load_file(checkpoint / "moments.safetensors").items():
-            index, _, moment = key.partition("/")
-            moments.setdefault(int(index), {})[moment] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        restore_moments(self.optimizer, load_file(checkpoint / "moments.safetensors"))
 
     def update(self, batch: list[Row], steps: int) -> dict[str, float]:
         """Take one of so many steps on the mean loss of a batch's tokens.
@@ -152,13 +153,10 @@ class Training:
 
     def save(self, folder: Path) -> None:
         """Write all that resuming needs; a crash leaves the old checkpoint or the new one."""
-        states = self.optimizer.state_dict()["state"]
-        moments = {
-            f"{i}/{n}": v.contiguous().cpu() for i, s in states.items() for n, v in s.items()
-        }
+        stored = {key: t.contiguous().cpu() for key, t in moments(self.optimizer).items()}
         with replacing(folder) as fresh:
             self.policy.save_pretrained(fresh / "policy")
-            save_file(moments, fresh / "moments.safetensors")
+            save_file(stored, fresh / "moments.safetensors")
             runs.write_json(fresh / "state.json", self.state)
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from agents.base import Agent, checkpoint_folder
+from agents.base import Agent
 from agents.batches import read_batch
+from agents.checkpoints import checkpoint_folder
 from agents.registry import agent_class
 
 

@@ -20,7 +20,8 @@ from rich.table import Table
 from safetensors import SafetensorError
 
 from agents import runs
-from agents.base import Agent, has_checkpoint
+from agents.base import Agent
+from agents.checkpoints import has_checkpoint
 from agents.evaluation import Evaluation, with_interval
 from agents.tracking import Tracker
 from llm_envs.core.rendering import printable

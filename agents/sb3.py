@@ -33,6 +33,7 @@ from torch import Tensor
 
 from agents.base import Agent
 from agents.baselines import ScriptedPlayer
+from agents.checkpoints import moments, refuse_another_model, restore_moments
 from agents.policies.causal_lm import CausalLMPolicy
 from agents.policies.int8 import is_int8
 from agents.policies.models import model_identity
@@ -295,9 +296,8 @@ class SB3Agent(Agent[SB3ConfigT]):
         Of the environments and generators nothing is needed: an iteration begins them anew.
         """
         tensors = {f"policy/{name}": value for name, value in self._own_weights().items()}
-        optimizer: torch.optim.Optimizer = self.model.policy.optimizer
-        for index, moments in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{name}": value for name, value in moments.items()}
+        remembered = moments(self.model.policy.optimizer)
+        tensors |= {f"optimizer/{key}": value for key, value in remembered.items()}
         tensors |= {f"memory/{name}": value for name, value in self.memory().items()}
         save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "state.safetensors")
         played = {"model": model_identity(self.model.policy)}
@@ -312,24 +312,14 @@ class SB3Agent(Agent[SB3ConfigT]):
         Raises:
             ValueError: The folder holds another model than the one that was trained.
         """
-        if (now := model_identity(self.model.policy)) != state["model"]:
-            raise ValueError(
-                f"The checkpoint {folder} was trained on the model {state['model']}, and its "
-                f"folder policy holds {now}. Put back the one that was written there."
-            )
+        refuse_another_model(folder, model_identity(self.model.policy), state["model"])
         parts: dict[str, dict[str, Tensor]] = {"policy": {}, "optimizer": {}, "memory": {}}
         for key, value in load_file(folder / "state.safetensors").items():
             part, _, name = key.partition("/")
             parts[part][name] = value
         policy: Any = self.model.policy
         policy.load_state_dict({**policy.state_dict(), **parts["policy"]})
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in parts["optimizer"].items():
-            index, _, name = key.partition("/")
-            # A copy: in memory it lies as in the file, and alignment may change rounding.
-            moments.setdefault(int(index), {})[name] = value.clone()
-        groups = policy.optimizer.state_dict()["param_groups"]
-        policy.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        restore_moments(policy.optimizer, parts["optimizer"])
         self.model.num_timesteps = state["num_timesteps"]
         self.remember(parts["memory"], state)
 

@@ -28,7 +28,8 @@ from safetensors import SafetensorError
 import llm_envs
 from agents import launch, runs
 from agents.arguments import Arguments, arguments_of
-from agents.base import Agent, checkpoint_folder, has_checkpoint
+from agents.base import Agent
+from agents.checkpoints import checkpoint_folder, has_checkpoint
 from agents.distributed import World
 from agents.flags import check_device, parse_env_kwargs
 from agents.registry import agent_class

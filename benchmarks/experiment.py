@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agents import runs
-from agents.base import checkpoint_folder
+from agents.checkpoints import checkpoint_folder
 from agents.settings import SETTINGS
 from llm_envs.core.registration import bare_id
 

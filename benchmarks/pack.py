@@ -17,7 +17,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from agents.base import checkpoint_folder
+from agents.checkpoints import checkpoint_folder
 from agents.runs import write_bytes
 from benchmarks.report import shown_episodes
 from benchmarks.results import Outcome, read

@@ -397,7 +397,7 @@ def test_p24_a_crash_while_saving_leaves_a_checkpoint(
     def crash(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    for moment in ("agents.policy_agent.save_file", "agents.base.os.replace"):
+    for moment in ("agents.policy_agent.save_file", "agents.checkpoints.os.replace"):
         with monkeypatch.context() as patch:
             patch.setattr(moment, crash)
             with pytest.raises(KeyboardInterrupt):

@@ -30,8 +30,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 import llm_envs
 from agents import PPO, CandidatePolicy, CausalLMPolicy, Reinforce, replay, runs, train
-from agents.base import _content, has_checkpoint
 from agents.batches import read_batch, write_batch
+from agents.checkpoints import content, has_checkpoint
 from agents.registry import AGENTS, agent_class
 from agents.rollout import collect, play
 from llm_envs.core.task import ChoosingTask, Episode, Outcome
@@ -556,11 +556,11 @@ def test_what_an_example_holds_reads_the_same_in_every_process() -> None:
 
     one, other = ({0, 8}, {8, 0})  # their order in a set is that in which they came
     assert repr(one) != repr(other)
-    assert _content(one) == _content(other)
-    assert _content(Custom("é", one)) == _content(Custom("é", other))
-    assert _content(Wanted("1", "a")) == _content(Wanted("1", "a"))
+    assert content(one) == content(other)
+    assert content(Custom("é", one)) == content(Custom("é", other))
+    assert content(Wanted("1", "a")) == content(Wanted("1", "a"))
     assert " at 0x" in repr(Custom.__init__)
-    assert " at 0x" not in _content(Custom.__init__)
+    assert " at 0x" not in content(Custom.__init__)
     long = np.arange(5000)  # repr leaves its middle out
     other_long = long.copy()
     other_long[2000] = 0
@@ -568,7 +568,7 @@ def test_what_an_example_holds_reads_the_same_in_every_process() -> None:
         long, other_long, Wanted("1", "a"), Wanted("1", "b"), Custom("a"), Custom("b"), {"a": 1},
         {"a": 2}, ("a", "b"), ("ab",), "1", 1, None,
     ]  # fmt: skip
-    assert len({_content(value) for value in differing}) == len(differing)
+    assert len({content(value) for value in differing}) == len(differing)
 
 
 @pytest.mark.parametrize("given", ["llm_envs:Letters-v9", "llm_envs/Letters-v9"])
