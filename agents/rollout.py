@@ -268,7 +268,8 @@ def play(
         each = step_infos(infos, n)
         for r in active:
             # A time limit may strike at the very step that ends the episode: there is no future.
-            cut_off, left_in = truncated[r] and not terminated[r], None
+            cut_off = bool(truncated[r] and not terminated[r])
+            left_in = None
             if cut_off and isinstance(player, StateTeller):
                 final = (
                     _messages(each[r])
@@ -276,9 +277,20 @@ def play(
                     else _final_observation(observations, infos, r)
                 )
                 left_in = player.state_of(r, final)
-            reward = float(rewards[r])
-            told = (references[r], known[r], seen[r], left_in, bool(cut_off))
-            steps.append(Step(r, turn, actions[r], reward, each[r], *told))
+            steps.append(
+                Step(
+                    row=r,
+                    turn=turn,
+                    action=actions[r],
+                    reward=float(rewards[r]),
+                    info=each[r],
+                    references=references[r],
+                    candidate_scores=known[r],
+                    observation=seen[r],
+                    left_in=left_in,
+                    truncated=cut_off,
+                )
+            )
         active = [r for r in active if not (terminated[r] or truncated[r])]
         turn += 1
     return steps
