@@ -201,12 +201,17 @@ def bfloat16_wanted(autocast: str, device: torch.device) -> bool:
 TINY = Path(__file__).parent / "tiny"
 
 
-def folder_of(name: str | Path) -> Path:
-    """Return where a model lies, if it is no hub id.
+def located(name: str | Path) -> str | Path:
+    """Return what transformers loads a model by: a folder, or a hub id, which is no path.
 
     "tiny" is the embedded one, whatever the working directory holds.
     """
-    return TINY if str(name) == "tiny" else Path(name)
+    return TINY if str(name) == "tiny" else name
+
+
+def folder_of(name: str | Path) -> Path:
+    """Return where a model lies, if it is no hub id."""
+    return Path(located(name))
 
 
 def load_model(
@@ -240,7 +245,7 @@ def load_model(
 
     if not isinstance(precision := getattr(torch, dtype, None), torch.dtype):
         raise ValueError(f"{dtype!r} is no dtype of torch. Use 'float32' or 'bfloat16'.")
-    where = TINY if str(name) == "tiny" else name  # a hub id is no path
+    where = located(name)
     pointer = read_pointer(where)
     model: Any
     try:
@@ -341,7 +346,7 @@ def names_encoder(name: str | Path) -> bool:
     from transformers import AutoConfig
 
     try:
-        return is_encoder(AutoConfig.from_pretrained(TINY if str(name) == "tiny" else name))
+        return is_encoder(AutoConfig.from_pretrained(located(name)))
     except (OSError, ValueError):
         return False  # it leads to nothing; ``load_model`` says so better
 
