@@ -83,12 +83,6 @@ class Agent(ABC, Generic[ConfigT]):
                 "can no longer be scored honestly. Leave it out: training uses 'train' (or 'all', "
                 "for data of your own)."
             )
-        if self.env_kwargs.get("split") == "all" and self.config.eval_every:
-            raise ValueError(
-                "The environment's split is 'all', so validation examples are trained on, and "
-                "scores on them would say nothing of new data. Leave the split out, or score "
-                "nothing: eval_every=0."
-            )
         self.seed = seed
         self.device = device
         if self.config.threads is not None:
@@ -211,10 +205,17 @@ class Agent(ABC, Generic[ConfigT]):
             ends learning after the current update.
 
         Raises:
+            ValueError: All splits are trained on, and one of them is to be validated on.
             FloatingPointError: A reward, the loss, the gradient or a weight is not finite. What led
                 to it lies under ``failed`` in the folder; ``checkpoints/last`` is the last good
                 one.
         """
+        if self.env_kwargs.get("split") == "all" and self.config.eval_every:
+            raise ValueError(
+                "The environment's split is 'all', so validation examples are trained on, and "
+                "scores on them would say nothing of new data. Leave the split out, or score "
+                "nothing: eval_every=0."
+            )
         best = None if folder is None else folder / "checkpoints" / "best"
         if best is not None and not self.world.of_main(has_checkpoint(best)):
             self.best_score = None  # that of another folder would leave this one without

@@ -6,7 +6,8 @@ What comes out is a folder that --policy takes.
 
 --data is one of
 - a folder, with all folders in it, or a file: .txt and .md are a text each, .jsonl has a "text" on
-  each line, of which those with another "split" than "train" are left out;
+  each line, or "messages" ([{"role": "user", "content": "…"}, …]), which are laid out as policies
+  read conversations; lines with another "split" than "train" are left out;
 - an embedded set of documents or dialogues (python_docstrings, debian_packages,
   countries_wordnet): the texts of its training split, without summaries and questions;
 - the embedded faqs: question and whole answer of each of its training split, as an FAQ has them

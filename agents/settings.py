@@ -206,7 +206,8 @@ class ReinforceConfig(PolicyConfig):
 
     baseline: Literal["none", "batch", "moving", "leave-one-out", "critic"] = "leave-one-out"
     """What rewards are compared with: nothing, the batch's mean, a moving average of earlier
-    batches, the other answers to the same prompt, or a learned critic's guess."""
+    batches, the other answers to the same prompt, or a learned critic's guess. (Of a single answer
+    the mean leaves nothing.)"""
     gamma: float = 0.0
     """Discount over the turns of a dialogue; 0 credits each answer with its own reward only."""
     moving_decay: float = 0.9
@@ -220,11 +221,6 @@ class ReinforceConfig(PolicyConfig):
             raise ValueError(
                 f"The leave-one-out baseline compares answers to one prompt, but group_size is "
                 f"{self.group_size}. Use 2 or more, or another baseline."
-            )
-        if self.baseline == "batch" and self.prompts * self.group_size < 2:
-            raise ValueError(
-                "The batch's mean as the baseline of a single episode leaves nothing of its reward "
-                "to learn from. Give prompts or group_size 2 or more, or another baseline."
             )
         if not 0 <= self.moving_decay < 1:
             raise ValueError(f"moving_decay is {self.moving_decay}; it lies in [0, 1).")

@@ -12,7 +12,7 @@ from typing import Any, Final
 import gymnasium as gym
 import numpy as np
 
-from llm_envs.core.registration import known_id
+from llm_envs.core.registration import bare_id, known_id
 from llm_envs.datasets.dialogues import load_dialogues
 from llm_envs.datasets.documents import load_documents
 from llm_envs.datasets.faqs import load_faqs
@@ -29,16 +29,20 @@ Row = list[int]
 """Token ids."""
 
 
+Conversation = tuple[tuple[str, str], ...]
+"""Role and content of each message, as ``info["messages"]`` has them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Texts:
     """Texts to read, each once.
 
     Attributes:
-        texts: The texts.
+        texts: The texts; conversations too, which are laid out as policies read them.
         end: Whether they are over where they end: what asks for an answer is not.
     """
 
-    texts: tuple[str, ...]
+    texts: tuple[str | Conversation, ...]
     end: bool = True
 
     @property
@@ -59,6 +63,7 @@ def load_texts(data: str, env_kwargs: Mapping[str, Any] | None = None) -> Texts:
         OSError: A file cannot be read.
     """
     path = Path(data).expanduser()
+    found: Iterator[str | Conversation]
     if data.startswith("env:"):
         found = _first_observations(data.removeprefix("env:"), env_kwargs or {})
     elif env_kwargs:
@@ -79,7 +84,9 @@ def load_texts(data: str, env_kwargs: Mapping[str, Any] | None = None) -> Texts:
             f"({', '.join(embedded)}).{did_you_mean(data, embedded)} An environment is named "
             "env:ID, for example env:DialogueQA-v0."
         )
-    texts = tuple(dict.fromkeys(text for text in found if text.strip()))
+    texts = tuple(
+        dict.fromkeys(text for text in found if not isinstance(text, str) or text.strip())
+    )
     if not texts:
         raise ValueError(f"--data {data} holds no text. Give files .txt, .md or .jsonl.")
     return Texts(texts, end=not data.startswith("env:"))
@@ -87,7 +94,7 @@ def load_texts(data: str, env_kwargs: Mapping[str, Any] | None = None) -> Texts:
 
 def _first_observations(env_id: str, env_kwargs: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is said first in every example of the training split."""
-    known_id(env_id)
+    known_id(bare_id(env_id))  # Gymnasium imports the module that it may name
     if env_kwargs.get("split", "train") != "train":
         raise ValueError(
             f"--env-kwargs holds the split {env_kwargs['split']!r}. Leave it out: only the "
@@ -107,7 +114,7 @@ def _files_in(folder: Path) -> list[Path]:
     )
 
 
-def _texts_of(file: Path) -> Iterator[str]:
+def _texts_of(file: Path) -> Iterator[str | Conversation]:
     if file.suffix not in (".txt", ".md", ".jsonl"):
         return
     try:
@@ -122,20 +129,43 @@ def _texts_of(file: Path) -> Iterator[str]:
             yield from _text_of(line, f"Line {number} of {file}")
 
 
-def _text_of(line: str, place: str) -> Iterator[str]:
+def _text_of(line: str, place: str) -> Iterator[str | Conversation]:
     try:
         record = json.loads(line)
     except ValueError as error:
         raise ValueError(f"{place} is not JSON ({error}).") from error
-    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-        raise ValueError(f'{place} has no "text". Write {{"text": "…"}} on every line.')
+    if isinstance(record, dict) and "messages" in record:
+        text: str | Conversation = _conversation(record["messages"], place)
+    elif isinstance(record, dict) and isinstance(record.get("text"), str):
+        text = record["text"]
+    else:
+        raise ValueError(
+            f'{place} has no "text" and no "messages". Write {{"text": "…"}}, or {{"messages": '
+            '[{"role": "user", "content": "…"}, …]}, on every line.'
+        )
     if record.keys() & {"summaries", "summary", "turns"}:
         raise ValueError(
             f"{place} is an environment's, and has splits that are scored on. Read it with "
             f'--data env:ID --env-kwargs \'{{"dataset": "FILE"}}\'.'
         )
     if (record.get("split") or "train") == "train":
-        yield record["text"]
+        yield text
+
+
+def _conversation(messages: Any, place: str) -> Conversation:
+    try:
+        found = tuple((m["role"], m["content"]) for m in messages)
+    except (TypeError, KeyError):
+        found = ()
+    known = all(
+        role in ("user", "assistant") and isinstance(content, str) for role, content in found
+    )
+    if not found or not known:
+        raise ValueError(
+            f'{place} has "messages" that are no conversation. Give a list of {{"role": "user", '
+            '"content": "…"} and {"role": "assistant", "content": "…"}.'
+        )
+    return found
 
 
 def encode(texts: Texts, tokenizer: Any, max_length: int) -> list[list[Row]]:
@@ -143,19 +173,40 @@ def encode(texts: Texts, tokenizer: Any, max_length: int) -> list[list[Row]]:
 
     Args:
         texts: The texts.
-        tokenizer: Its end-of-sequence token is put where a text is over.
+        tokenizer: Its end-of-sequence token is put where a text is over, and after each answer of
+            a conversation. Conversations are laid out by its chat template, if it has one.
         max_length: Tokens of a piece.
 
     Returns:
         The pieces of each text; those of one token, which predicts nothing, are left out.
     """
     end = [tokenizer.eos_token_id] * texts.end
-    encoded = tokenizer(list(texts.texts), add_special_tokens=False, verbose=False)["input_ids"]
     pieces = []
-    for ids in ([*ids, *end] for ids in encoded):
+    for text in texts.texts:
+        ids = _encoded(text, tokenizer, end)
         parts = [ids[i : i + max_length] for i in range(0, len(ids), max_length)]
         pieces.append([part for part in parts if len(part) > 1])
     return [parts for parts in pieces if parts]
+
+
+def _ids(tokenizer: Any, text: str) -> Row:
+    ids: Row = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
+
+
+def _encoded(text: str | Conversation, tokenizer: Any, end: Row) -> Row:
+    if isinstance(text, str):
+        return [*_ids(tokenizer, text), *end]
+    if tokenizer.chat_template is not None:
+        messages = [{"role": role, "content": content} for role, content in text]
+        return _ids(tokenizer, tokenizer.apply_chat_template(messages, tokenize=False))
+    ids: Row = []
+    for role, content in text:
+        if role == "user":
+            ids += _ids(tokenizer, ("\n" if ids else "") + f"User: {content}")
+        else:
+            ids += [*_ids(tokenizer, f"\nAssistant: {content}"), tokenizer.eos_token_id]
+    return ids
 
 
 def hold_out(pieces: Sequence[list[Row]], share: float) -> tuple[list[Row], list[Row]]:

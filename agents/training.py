@@ -80,11 +80,6 @@ def prepare(a: Arguments[Any], console: Console, held: contextlib.ExitStack, wor
 
 def _fresh(a: Arguments[Any], console: Console, held: contextlib.ExitStack, world: World) -> Run:
     known_id(a.env)
-    if (module := a.env.rpartition(":")[0]) not in ("", "llm_envs"):
-        raise ValueError(
-            f"--env names the module {module!r}, which is not imported here: a run that is resumed "
-            f"would not know it. Leave it out, or train {bare_id(a.env)} from a script of your own."
-        )
     # The number of threads changes rounding, so a resumed run has to have the same one.
     threads = a.settings.threads or torch.get_num_threads()
     a = dataclasses.replace(a, settings=dataclasses.replace(a.settings, threads=threads))

@@ -169,7 +169,7 @@ def family_of(env: str) -> Family:
     Raises:
         ValueError: It is unknown.
     """
-    known_id(env)
+    known_id(bare_id(env))  # Gymnasium imports the module that it may name
     made = gym.make(env)
     try:
         choosing = isinstance(made.action_space, gym.spaces.Discrete)

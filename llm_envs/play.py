@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llm_envs.core.make import parse_env_kwargs
-from llm_envs.core.registration import known_id
+from llm_envs.core.registration import bare_id, known_id
 from llm_envs.core.rendering import printable
 from llm_envs.core.task import Message
 from llm_envs.datasets.splits import Split, did_you_mean
@@ -230,7 +230,7 @@ def make(arguments: Arguments) -> gym.Env[Any, Any]:
     module, _, _ = arguments.env.rpartition(":")
     if module:
         importlib.import_module(module)
-    env_id = known_id(arguments.env)
+    env_id = known_id(bare_id(arguments.env))
     return gym.make(env_id, **{"split": arguments.split, **parse_env_kwargs(arguments.env_kwargs)})
 
 

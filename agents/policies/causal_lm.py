@@ -439,13 +439,21 @@ class Conversations:
 
     def _completions(self, said: dict[int, str]) -> dict[int, Completion]:
         """Encode answers as if they had been sampled, with the end of sequence if it has room."""
-        encoded = self.policy.tokenizer(list(said.values()), add_special_tokens=False)["input_ids"]
+        texts = [self._worded(answer) for answer in said.values()]
+        encoded = self.policy.tokenizer(texts, add_special_tokens=False)["input_ids"]
         limit = self.sampling.max_new_tokens
         completions = {}
         for row, ids in zip(said, encoded, strict=True):
             ids = [*ids, self.policy.end][:limit]
             completions[row] = Completion(ids, [0.0] * len(ids), ids[-1] != self.policy.end)
         return completions
+
+    def _worded(self, answer: str) -> str:
+        """Return an answer as a policy would write it: words that follow a colon have a space.
+
+        Without it they would be other tokens than where they are read, as in the passage.
+        """
+        return answer if answer[:1].isspace() else f" {answer}"
 
     def state_of(self, row: int, observation: Any) -> TokenSequence:
         """Return the conversation of a row that is over, for a critic; nothing is answered."""
@@ -547,6 +555,9 @@ class ChatConversations(Conversations):
         """Answer each row: its messages, or a text that stands for one user message."""
         messages = {row: as_messages(o) for row, o in observations.items()}
         return super().act(messages, turn, said=said)
+
+    def _worded(self, answer: str) -> str:
+        return answer  # templates put what they want before it
 
     def _remember(self, row: int, observation: Any, answer: str) -> None:
         self._seen[row] = Said(len(observation), self._prompts[row], answer)

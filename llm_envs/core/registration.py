@@ -49,9 +49,14 @@ def known_id(env: str) -> str:
     """Return the bare id of an environment of the suite (:func:`bare_id`).
 
     Raises:
-        ValueError: There is none of that name.
+        ValueError: There is none of that name, or it names a module, which would be left out.
     """
-    env_id, known = bare_id(env), registered_ids()
+    module, env_id, known = env.rpartition(":")[0], bare_id(env), registered_ids()
+    if module not in ("", "llm_envs"):
+        raise ValueError(
+            f"{env!r} names the module {module!r}, which is not imported here. Give the id alone; "
+            "environments of your own are played from a script that imports them."
+        )
     if env_id not in known:
         raise ValueError(
             f"There is no environment {env!r}.{did_you_mean(env_id, known)} "

@@ -30,7 +30,6 @@ from llm_envs.scoring.text import _HAN, _HANGUL, _KANA
 
 _Item = TypeVar("_Item")
 _TOKEN = re.compile(f"[a-z0-9]+|[{_HAN}{_KANA}{_HANGUL}]")
-_WORD = re.compile(_TOKEN.pattern, re.IGNORECASE)  # of text that is not in lower case yet
 _SHORTEST_STEMMED = 4  # rouge-score leaves words of up to three letters alone
 _LONGEST_CACHED = 32  # stems of longer "words" are computed anew, so that junk fills no memory
 
@@ -85,8 +84,12 @@ def first_words(text: str, most: int) -> str:
         text: Any text.
         most: Most words that are left, 1 or more.
     """
-    beyond = next(islice(_WORD.finditer(text), most, None), None)
-    return text if beyond is None else text[: beyond.start()]
+    lower = text.lower()
+    beyond = next(islice(_TOKEN.finditer(lower), most, None), None)
+    if beyond is None:
+        return text
+    # Only where a letter has no small form of its own length do places differ.
+    return (text if len(text) == len(lower) else lower)[: beyond.start()]
 
 
 def rouge(prediction: str, references: Sequence[str], *, use_stemmer: bool = False) -> RougeScore:

@@ -16,12 +16,14 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from agents import CausalLMPolicy, pretrain, pretraining
+from agents import CausalLMPolicy, Supervised, pretrain, pretraining
 from agents.policies import models
 from agents.policies.int8 import quantize
 from agents.policies.models import Passes
 from agents.pretrain import Arguments
 from agents.pretraining import Training, negative_log_likelihood, perplexity, predicted, scale
+from agents.rollout import play
+from agents.supervised import Teacher
 from agents.texts import Row, Texts, batches, encode, hold_out, load_texts
 from llm_envs.datasets.documents import load_documents
 from llm_envs.datasets.faqs import load_faqs
@@ -176,6 +178,9 @@ def test_folders_are_read_and_other_splits_left_out(tmp_path: Path) -> None:
         ('{"text": "x", "turns": []}', r"--data env:ID --env-kwargs"),
         ('{"txt": "x"}', r'Line 1 of .* has no "text"'),
         ("[1]", r'Line 1 of .* has no "text"'),
+        ('{"messages": []}', r"Line 1 of .* are no conversation"),
+        ('{"messages": [{"role": "tool", "content": "x"}]}', r"are no conversation. Give a list"),
+        ('{"messages": "hello"}', r"are no conversation"),
         ("{", r"Line 1 of .* is not JSON"),
     ],
 )
@@ -228,6 +233,27 @@ def test_texts_are_cut_into_pieces_and_end() -> None:
     assert encode(texts, tokenizer, 4) == [[[1, 2, 1, 2], [1, END]], [[2, END]]]
     asked = dataclasses.replace(texts, end=False)
     assert encode(asked, tokenizer, 4) == [[[1, 2, 1, 2]]]  # single tokens predict nothing
+
+
+def test_a_conversation_is_laid_out_as_the_policy_reads_its_own(tmp_path: Path) -> None:
+    """Token for token what rollouts hold, with the end after each answer; feedback has none."""
+    agent = Supervised("tiny", "DialogueQA-v0", prompts=3, group_size=1, eval_every=0)
+    player = Teacher(agent.policy.begin(), np.random.default_rng(0))
+    steps = play(player, agent.envs, seeds=[1, 2, 3], look=True)
+    file = tmp_path / "played.jsonl"
+    lasts = {step.row: step.info["messages"] for step in steps}
+    file.write_text("".join(json.dumps({"messages": m}) + "\n" for m in lasts.values()))
+    pieces = encode(load_texts(str(file)), agent.policy.tokenizer, 10**6)
+    for (ids,), sequence, messages in zip(pieces, player.sequences, lasts.values(), strict=True):
+        said = agent.policy.tokenizer(f"\nUser: {messages[-1]['content']}")["input_ids"]
+        assert ids == sequence.ids + said
+
+
+def test_a_conversation_of_a_chat_model_is_laid_out_by_its_template() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    [[ids]] = encode(Texts(((("user", "a"), ("assistant", "b")),)), tokenizer, 10)
+    assert ids == tokenizer("a b ")["input_ids"]
 
 
 def test_no_piece_of_a_text_that_is_held_out_is_trained_on() -> None:

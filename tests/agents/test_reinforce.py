@@ -454,7 +454,6 @@ def test_predict_chooses(tmp_path: Path) -> None:
         ({"value_coef": -1.0}, "value_coef is -1.0"),
         ({"agent": "ppo", "value_coef": -1.0}, "value_coef is -1.0"),
         ({"agent": "ppo", "value_clip": -0.2}, "value_clip is -0.2"),
-        ({"env_kwargs": {"split": "all"}, "eval_every": 1}, "split is 'all'.*eval_every=0"),
         ({"learning_rate": -1.0}, "learning_rate is -1.0"),
         ({"learning_rate": 1e38}, r"learning_rate is 1e\+38.*float32"),
         ({"temperature": 0.0}, "temperature is 0.0.*chance"),

@@ -726,6 +726,8 @@ def test_what_is_trained_on_is_not_scored(
     for split in ("validation", "test"):
         with pytest.raises(ValueError, match=f"the {split} split was trained on"):
             agent.evaluate(split)
+    with pytest.raises(ValueError, match=r"split is 'all'.*eval_every=0"):
+        make_agent("reinforce", env_kwargs={"split": "all"}, eval_every=1).learn(8)
 
 
 def test_a_folder_keeps_the_best_checkpoint_of_its_own(tmp_path: Path) -> None:

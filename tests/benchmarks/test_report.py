@@ -22,6 +22,7 @@ from agents.runs import locked, write_json
 from benchmarks import report as reports
 from benchmarks.experiment import Run, log_file
 from benchmarks.figures import styles
+from benchmarks.reference_scores import measure
 from benchmarks.report import Report, markdown, report_of, write
 from benchmarks.results import Outcome, read
 from benchmarks.suites import Suite, grid
@@ -331,6 +332,9 @@ def test_aggregates_are_normalised_and_leave_out_who_did_not_play(report: Report
     assert "linucb" in section.text[1]
     mean = next(chart for chart in section.charts if chart.name == "mean")
     known = reports.references(reports.grid_of([o for o in read_all(report)]))
+    drawn = measure("RecommendationClicks-v0", "test", players=("random",))["random"]
+    exact = drawn.part("expected")
+    assert known["RecommendationClicks-v0"].random == exact != pytest.approx(drawn.score)
     for series in mean.series:
         expected = np.mean(
             [

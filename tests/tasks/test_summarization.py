@@ -47,6 +47,8 @@ def test_the_score_is_the_mean_of_three_parts_each_the_best_over_the_references(
         ("en", "one two\n three  a command shell", 6, "one two three a command shell"),
         ("en", "one-two/three a_command--shell", 3, "one two three"),
         ("en", "one-two/three a_command--shell", 6, "one two three a command shell"),
+        ("en", "oneıtwoſthree a_command--shell", 3, "one two three"),
+        ("en", "One\u0130two three a command shell", 2, "onei two"),
         ("zh", "東京、大阪。日本の首都", 4, "東京大阪"),
         ("zh", "東京、大阪。日本の首都", 9, "東京大阪日本の首都"),
         ("zh", "Tokyo東京 日本", 2, "Tokyo 東"),
