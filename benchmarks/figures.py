@@ -209,8 +209,8 @@ def save_png(charts: Sequence[Chart], looks: Mapping[str, Style], path: Path) ->
                 _matplotlib_dots(axes, s, look)
             else:
                 _matplotlib_lines(axes, s, look, bands=bands)
-        for name, value in chart.marks:
-            _matplotlib_mark(axes, name, value, upright=dots)
+        for place, (name, value) in enumerate(chart.marks):
+            _matplotlib_mark(axes, name, value, place, upright=dots)
         axes.set(title=chart.title, xlabel=chart.x, ylabel=chart.y)
         axes.title.set_fontsize("medium")
         axes.grid(axis="x" if dots else "both", alpha=0.3)
@@ -228,16 +228,17 @@ def save_png(charts: Sequence[Chart], looks: Mapping[str, Style], path: Path) ->
     figure.savefig(path, dpi=144)
 
 
-def _matplotlib_mark(axes: Any, name: str, value: float, *, upright: bool) -> None:
+def _matplotlib_mark(axes: Any, name: str, value: float, place: int, *, upright: bool) -> None:
+    along = 0.02 + 0.25 * place  # marks may lie upon each other, and their names may not
     shared = {"color": "grey", "fontsize": "x-small"}
     if upright:
         axes.axvline(value, color="grey", linestyle=":", lw=1)
-        place = {"rotation": 90, "ha": "right", "va": "bottom"}
-        axes.text(value, 0.02, name, transform=axes.get_xaxis_transform(), **place, **shared)
+        look = {"rotation": 90, "ha": "right", "va": "bottom"}
+        axes.text(value, along, name, transform=axes.get_xaxis_transform(), **look, **shared)
     else:
         axes.axhline(value, color="grey", linestyle=":", lw=1)
-        place = {"ha": "right", "va": "bottom"}
-        axes.text(0.99, value, name, transform=axes.get_yaxis_transform(), **place, **shared)
+        look = {"ha": "right", "va": "bottom"}
+        axes.text(1 - along, value, name, transform=axes.get_yaxis_transform(), **look, **shared)
 
 
 def _matplotlib_lines(axes: Any, s: Series, look: Style, *, bands: bool) -> None:
