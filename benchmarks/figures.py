@@ -209,8 +209,10 @@ def save_png(charts: Sequence[Chart], looks: Mapping[str, Style], path: Path) ->
                 _matplotlib_dots(axes, s, look)
             else:
                 _matplotlib_lines(axes, s, look, bands=bands)
-        for place, (name, value) in enumerate(chart.marks):
-            _matplotlib_mark(axes, name, value, place, upright=dots)
+        low, high = axes.get_xlim() if dots else axes.get_ylim()
+        for i, (name, value) in enumerate(chart.marks):
+            beside = sum(abs(value - v) < 0.05 * (high - low) for _, v in chart.marks[:i])
+            _matplotlib_mark(axes, name, value, beside, upright=dots)
         axes.set(title=chart.title, xlabel=chart.x, ylabel=chart.y)
         axes.title.set_fontsize("medium")
         axes.grid(axis="x" if dots else "both", alpha=0.3)
@@ -228,8 +230,8 @@ def save_png(charts: Sequence[Chart], looks: Mapping[str, Style], path: Path) ->
     figure.savefig(path, dpi=144)
 
 
-def _matplotlib_mark(axes: Any, name: str, value: float, place: int, *, upright: bool) -> None:
-    along = 0.02 + 0.25 * place  # marks may lie upon each other, and their names may not
+def _matplotlib_mark(axes: Any, name: str, value: float, beside: int, *, upright: bool) -> None:
+    along = 0.02 + 0.25 * beside  # marks may lie upon each other, and their names may not
     shared = {"color": "grey", "fontsize": "x-small"}
     if upright:
         axes.axvline(value, color="grey", linestyle=":", lw=1)

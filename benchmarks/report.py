@@ -296,7 +296,8 @@ def together(grid: Grid, known: dict[str, Reference], variants: Sequence[str]) -
         "All environments together",
         (
             f"Scores on {len(arenas)} environments, so that a random player has 0 and the oracle 1 "
-            "(Agarwal et al. 2021); 95 % bootstrap intervals, stratified by environment.",
+            "(Agarwal et al. 2021); 95 % bootstrap intervals, stratified by environment. "
+            f"(Pictures of more than {MOST_BANDS} profiles leave theirs out.)",
             *([f"Not on every environment, and so not here: {', '.join(left)}."] if left else []),
         ),
         tuple(charts),
