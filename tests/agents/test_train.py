@@ -393,7 +393,11 @@ def test_p24_ctrl_c_stops_the_process_and_wandb_goes_on_under_the_same_id(
     ("script", "kept"),
     [
         (at_call(2, "update", "os.kill(os.getpid(), signal.SIGKILL)"), None),
-        (at_call(6, "update", "os.kill(os.getpid(), signal.SIGKILL)"), 24),
+        pytest.param(
+            at_call(6, "update", "os.kill(os.getpid(), signal.SIGKILL)"),
+            24,
+            marks=pytest.mark.slow,  # test_state kills at random moments
+        ),
         (
             # The second time that a checkpoint "last" is moved out of the way, before the new one
             # takes its place.

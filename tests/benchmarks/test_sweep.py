@@ -221,7 +221,7 @@ def hearing() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("hearing")
-@pytest.mark.parametrize("way", ["of a terminal", "by kill"])
+@pytest.mark.parametrize("way", ["of a terminal", pytest.param("by kill", marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path, way: str) -> None:
     suite = tmp_path / "mine.py"
     suite.write_text(

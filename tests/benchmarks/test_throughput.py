@@ -38,6 +38,7 @@ def test_contenders_take_turns_and_the_first_round_does_not_count() -> None:
     assert all(side.process.poll() is not None for side in sides), "a process was left behind"
 
 
+@pytest.mark.slow
 def test_what_is_not_installed_or_fails_is_told_and_the_others_go_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
