@@ -181,25 +181,25 @@ def encode(texts: Texts, tokenizer: Any, max_length: int) -> list[list[Row]]:
         The pieces of each text; those of one token, which predicts nothing, are left out.
     """
     end = [tokenizer.eos_token_id] * texts.end
+    written = [text for text in texts.texts if isinstance(text, str)]
+    plain: Iterator[Row] = iter(_ids(tokenizer, written) if written else ())
     pieces = []
     for text in texts.texts:
-        ids = _encoded(text, tokenizer, end)
+        ids = [*next(plain), *end] if isinstance(text, str) else _encoded(text, tokenizer)
         parts = [ids[i : i + max_length] for i in range(0, len(ids), max_length)]
         pieces.append([part for part in parts if len(part) > 1])
     return [parts for parts in pieces if parts]
 
 
-def _ids(tokenizer: Any, text: str) -> Row:
-    ids: Row = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return ids
+def _ids(tokenizer: Any, text: str | list[str]) -> Any:
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def _encoded(text: str | Conversation, tokenizer: Any, end: Row) -> Row:
-    if isinstance(text, str):
-        return [*_ids(tokenizer, text), *end]
+def _encoded(text: Conversation, tokenizer: Any) -> Row:
     if tokenizer.chat_template is not None:
         messages = [{"role": role, "content": content} for role, content in text]
-        return _ids(tokenizer, tokenizer.apply_chat_template(messages, tokenize=False))
+        rendered = tokenizer.apply_chat_template(messages, tokenize=False)
+        return list(_ids(tokenizer, rendered))
     ids: Row = []
     for role, content in text:
         if role == "user":
